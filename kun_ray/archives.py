@@ -1,0 +1,244 @@
+"""Bytes of a corpus file as a stream: opened anywhere pyarrow.fs reaches, gunzipped, and its tar members one by one.
+
+documents.py reads through this module. Nothing is ever extracted to disk, no member's name is ever used as a path, and
+at most a few MB of a file are held. Everything that can go wrong is a StreamError with the reason of a failed row.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import urllib.parse
+import zlib
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import IO, Any, NamedTuple, Protocol, Self, cast
+
+import pyarrow.fs as pafs
+
+CHUNK_BYTES = 1 << 20
+BOMB_RATIO = 200
+"""Text compresses 3 to 20 times; JSON never 200 times."""
+BOMB_FLOOR_BYTES = 100 << 20
+TEXT_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+
+
+class StreamError(Exception):
+    """The stream cannot be read further: `reason` is that of the failed row, the message is for its `error`."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Readable(Protocol):
+    def read(self, num_bytes: int, /) -> bytes: ...
+
+
+class ByteStream:
+    """A forward-only stream that can be peeked at. `error` holds the StreamError that ended it, if one did."""
+
+    def __init__(self, raw: Readable) -> None:
+        self._raw = raw
+        self._head = b""
+        self.error: StreamError | None = None
+
+    def peek(self, num_bytes: int) -> bytes:
+        """The next `num_bytes` (fewer at the end, or before an error, which the read that reaches it raises)."""
+        while len(self._head) < num_bytes and self.error is None:
+            try:
+                chunk = self._fetch(num_bytes - len(self._head))
+            except StreamError:
+                break
+            if not chunk:
+                break
+            self._head += chunk
+        return self._head[:num_bytes]
+
+    def read(self, num_bytes: int = CHUNK_BYTES) -> bytes:
+        """Up to `num_bytes`; empty at the end. Raises StreamError, and then again on every later call."""
+        if self._head:
+            head, self._head = self._head[:num_bytes], self._head[num_bytes:]
+            return head
+        if self.error is not None:
+            raise self.error
+        return self._fetch(num_bytes)
+
+    def _fetch(self, num_bytes: int) -> bytes:
+        try:
+            return self._raw.read(num_bytes)
+        except StreamError as error:
+            self.error = error
+        except OSError as error:
+            self.error = StreamError("unreadable_file", str(error))
+        raise self.error
+
+
+class GunzipStream:
+    """gzip, several members in a row included. gzip.GzipFile would do, but counts nothing and loses what precedes a cut."""
+
+    def __init__(self, raw: Readable) -> None:
+        self._raw = raw
+        self._decompressor = zlib.decompressobj(wbits=31)
+        self._pending = b""
+        self._in_member = False
+        self._num_in = self._num_out = 0
+
+    def read(self, num_bytes: int) -> bytes:
+        while True:
+            if not self._pending:
+                self._pending = self._raw.read(1 << 16)
+                self._num_in += len(self._pending)
+                if not self._pending:
+                    if self._in_member:
+                        raise StreamError("truncated_archive", f"gzip data ends after {self._num_out} bytes of content")
+                    return b""
+            if not self._in_member:  # zero padding may follow a member
+                self._pending = self._pending.lstrip(b"\0")
+                if not self._pending:
+                    continue
+                self._in_member = True
+            try:
+                content = self._decompressor.decompress(self._pending, num_bytes)
+            except zlib.error as error:
+                raise StreamError("bad_archive", f"gzip data is damaged after {self._num_out} bytes: {error}") from None
+            self._pending = self._decompressor.unconsumed_tail
+            if self._decompressor.eof:
+                self._pending = self._decompressor.unused_data
+                self._decompressor = zlib.decompressobj(wbits=31)
+                self._in_member = False
+            self._num_out += len(content)
+            if self._num_out > BOMB_FLOOR_BYTES and self._num_out > BOMB_RATIO * (self._num_in - len(self._pending)):
+                raise StreamError("bad_archive", f"{self._num_out} bytes out of {self._num_in}: a decompression bomb")
+            if content:
+                return content
+
+
+class Text(NamedTuple):
+    """One text file found in a corpus file: itself or a tar member (`archive!member`), or why there is none."""
+
+    name: str
+    stream: ByteStream | None
+    error: StreamError | None = None
+    offset: int = 0
+    """Of the last member that could be found, if the archive itself is damaged."""
+
+
+def resolve(path: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of a path or URI and the path within it. A URI keeps its options: `s3://b/x?endpoint_override=…`."""
+    if "://" not in path:
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+    base, mark, options = path.partition("?")
+    return pafs.FileSystem.from_uri(urllib.parse.quote(base, safe=":/@%") + mark + options)
+
+
+def texts(stream: ByteStream, name: str) -> Iterator[Text]:
+    """The text files in a corpus file, by what its bytes are and not by what it is called.
+
+    The caller reads each stream to its end, or to its error, before it asks for the next.
+    """
+    if stream.peek(2) == b"\x1f\x8b":
+        stream = ByteStream(GunzipStream(stream))
+    if _is_tar(stream, name):
+        yield from _members(stream, name)
+    else:
+        yield Text(name, stream)
+
+
+def _is_tar(stream: ByteStream, name: str) -> bool:
+    head = stream.peek(512)
+    named_tar = name.endswith(TAR_SUFFIXES) and not head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith((b"{", b"["))
+    return head[257:262] == b"ustar" or (named_tar and bool(head))
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """tarfile takes a damaged header in the middle for the end of the archive: the rest would be lost without a word."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile)
+        except _tar_error("TruncatedHeaderError") as error:
+            raise StreamError("truncated_archive", f"tar header: {error}") from None
+        except _tar_error("InvalidHeaderError") as error:
+            raise StreamError("bad_archive", f"tar header: {error}") from None
+
+
+def _tar_error(name: str) -> type[Exception]:
+    return cast(type[Exception], getattr(tarfile, name))
+
+
+class _Quiet:
+    """`stream` for tarfile, which on an exception would throw away what it has read: an error looks like the end."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+
+    def read(self, num_bytes: int) -> bytes:
+        try:
+            return self._stream.read(num_bytes)
+        except StreamError:
+            return b""
+
+
+class _Member:
+    """The bytes of one tar member, straight from tarfile's stream: extractfile() would not notice that it is cut."""
+
+    def __init__(self, tar_stream: Readable, num_bytes: int, archive: ByteStream) -> None:
+        self._tar_stream = tar_stream
+        self._num_left = num_bytes
+        self._archive = archive
+
+    def read(self, num_bytes: int) -> bytes:
+        chunk = self._tar_stream.read(min(num_bytes, self._num_left))
+        if not chunk and self._num_left:
+            raise self._archive.error or StreamError(
+                "truncated_archive", f"the member lacks its last {self._num_left} bytes"
+            )
+        self._num_left -= len(chunk)
+        return chunk
+
+
+def _members(stream: ByteStream, archive: str) -> Iterator[Text]:
+    seen: dict[str, int] = {}
+    error: StreamError | None = None
+    offset = 0
+    try:
+        quiet = cast(IO[bytes], _Quiet(stream))
+        with tarfile.open(fileobj=quiet, mode="r|", bufsize=CHUNK_BYTES, tarinfo=_StrictTarInfo) as tar:
+            while (member := tar.next()) is not None:
+                offset = member.offset
+                cast(Any, tar).members.clear()  # tarfile remembers every member: millions would add up
+                plain_name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+                path = PurePosixPath(plain_name)
+                if member.isdir() or path.name.startswith("."):
+                    continue
+                seen[plain_name] = seen.get(plain_name, 0) + 1
+                name = f"{archive}!{plain_name}" + (f"#{seen[plain_name]}" if seen[plain_name] > 1 else "")
+                problem = _problem(member, path)
+                if problem:
+                    yield Text(name, None, StreamError("bad_archive_member", problem))
+                    continue
+                content = ByteStream(_Member(cast(Readable, tar.fileobj), member.size, stream))
+                zipped = content.peek(2) == b"\x1f\x8b"
+                yield Text(name, ByteStream(GunzipStream(content)) if zipped else content)
+                if content.error is not None:
+                    return
+        error = stream.error
+    except StreamError as problem_found:
+        error = stream.error or problem_found
+    except tarfile.TarError as problem_found:
+        error = stream.error or StreamError("truncated_archive", str(problem_found))
+    if error is not None:
+        yield Text(archive, None, error, offset)
+
+
+def _problem(member: tarfile.TarInfo, path: PurePosixPath) -> str | None:
+    if path.is_absolute() or ".." in path.parts:
+        return "its name leaves the archive"
+    if not member.isreg() or member.issparse():
+        return f"not a regular file (tar type {member.type!r})"
+    if not path.name.endswith(TEXT_SUFFIXES):
+        return f"not a data file: {', '.join(TEXT_SUFFIXES)} are"
+    return None

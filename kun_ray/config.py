@@ -1,0 +1,211 @@
+"""Typed configuration: dataclasses + a YAML file + `key=value` arguments, merged by OmegaConf. Every job starts here.
+
+Each stage declares its own dataclass beside its code, with a sentence under every field; this module loads, checks and
+explains them, and holds what all jobs share. It never starts Ray and never reads data.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import sys
+import textwrap
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+T = TypeVar("T")
+EXTENDS = "extends"
+"""In a YAML file: a list of other files, relative to it, that it builds upon."""
+
+
+class KunError(Exception):
+    """An error for the person who runs the job: what was found, where, and what to do. Printed without a traceback."""
+
+
+class ConfigError(KunError):
+    """The configuration cannot be used; nothing has been started."""
+
+
+@dataclasses.dataclass
+class RayConfig:
+    """How the job meets the Ray cluster."""
+
+    address: str | None = None
+    """Cluster to join, such as `auto` or `ray://head:10001`; null joins a running one if RAY_ADDRESS names it, else starts a local one."""
+    num_cpus: int | None = None
+    """Logical CPUs of a local Ray that this job starts; null takes the machine's, and at least 4. Ignored when joining a cluster."""
+    object_store_gb: float | None = None
+    """Object store of a local Ray in GB; null takes Ray's default."""
+    log_every_s: float = 5.0
+    """Seconds between two progress lines (and two lines of metrics.jsonl)."""
+
+
+def load(schema: type[T], argv: list[str]) -> T:
+    """`schema` filled from YAML files and `key=value` arguments, later ones winning.
+
+    Args:
+        schema: a dataclass; fields set to `omegaconf.MISSING` must be given.
+        argv: paths of YAML files first, then dotted overrides such as `pools.label.replicas=4`.
+    Raises:
+        ConfigError: unreadable file, unknown key (the nearest valid one is named), wrong type, missing value.
+    """
+    merged = OmegaConf.structured(schema)
+    for arg in argv:
+        try:
+            merged = OmegaConf.merge(merged, _parse(arg))
+        except ConfigKeyError as error:
+            key = error.full_key or str(error.key)
+            raise ConfigError(f"unknown key `{key}` in `{arg}`{_nearest(schema, key)}") from None
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"`{getattr(error, 'full_key', None) or arg}` in `{arg}`: {_first_line(error)}") from None
+    try:
+        config = OmegaConf.to_object(merged)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"`{error.full_key}` has no value: give it in the YAML file or as {error.full_key}=…") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(_first_line(error)) from None
+    return typing.cast(T, config)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The resolved configuration as plain JSON-able values."""
+    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config), resolve=True))
+
+
+def run_job(schema: type[T], main: Callable[[T], None], doc: str | None) -> None:
+    """The body of every script under jobs/: parse, print the resolved configuration, call `main`, exit with a status.
+
+    Exits 0 when `main` returns, 1 with one message on a KunError, 2 on a wrong configuration, 130 on Ctrl-C or SIGTERM.
+    Any other exception keeps its traceback.
+    """
+    if any(arg in ("-h", "--help") for arg in sys.argv[1:]):
+        print(f"{(doc or '').strip()}\n\nusage: python {sys.argv[0]} [conf/FILE.yaml …] [key=value …]\n\n{describe(schema)}")
+        return
+    try:
+        config = load(schema, sys.argv[1:])
+        print("# " + OmegaConf.to_yaml(OmegaConf.structured(config)).strip().replace("\n", "\n# "), flush=True)
+        main(config)
+    except ConfigError as error:
+        sys.exit(_say(f"configuration error: {error}", 2))
+    except KunError as error:
+        sys.exit(_say(f"error: {error}", 1))
+    except KeyboardInterrupt:
+        sys.exit(_say("stopped: what was finished is kept; run the same command again to continue", 130))
+
+
+def describe(schema: type, prefix: str = "") -> str:
+    """Every field of a configuration with its type, default and sentence: the text of `--help`."""
+    sentences = _field_sentences(schema)
+    lines: list[str] = []
+    for field, hint in _fields(schema):
+        name = f"{prefix}{field.name}"
+        nested = _dataclass_in(hint)
+        if nested is not None:
+            below = name + {dict: ".<name>.", list: "[i]."}.get(typing.get_origin(hint), ".")  # type: ignore[call-overload]
+            lines += [f"{name}: {sentences.get(field.name, nested.__doc__ or '')}", describe(nested, below)]
+            continue
+        default = _default_text(field)
+        type_name = hint.__name__ if isinstance(hint, type) and typing.get_origin(hint) is None else str(hint).replace("typing.", "")
+        lines.append(f"{name} ({type_name}{default})")
+        lines.append(textwrap.indent(textwrap.fill(sentences.get(field.name, ""), 110), "    "))
+    return "\n".join(line for line in lines if line.strip())
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ConfigError(message) unless `condition` holds: one line per check in a dataclass's __post_init__."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raises ConfigError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ConfigError(f"`{name}` is {value!r}, but must be one of {', '.join(allowed)}")
+
+
+def _parse(arg: str) -> DictConfig:
+    if "=" in arg:
+        return typing.cast(DictConfig, OmegaConf.from_dotlist([arg]))
+    path = Path(arg)
+    if not path.is_file():
+        raise ConfigError(f"no configuration file {arg} (overrides are written key=value)")
+    try:
+        content = OmegaConf.load(path)
+    except Exception as error:  # a YAML library's own error classes: any of them means the same to the user
+        raise ConfigError(f"{arg} is not valid YAML: {error}") from None
+    if not isinstance(content, DictConfig):
+        raise ConfigError(f"{arg} must hold a mapping of keys to values")
+    bases = content.pop(EXTENDS, [])
+    merged = OmegaConf.merge(*(_parse(str(path.parent / base)) for base in bases), content)
+    return typing.cast(DictConfig, merged)
+
+
+def _say(message: str, status: int) -> int:
+    print(message, file=sys.stderr, flush=True)
+    return status
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _nearest(schema: type, key: str) -> str:
+    known = list(_known_keys(schema))
+    if "." in key and not any(name.startswith(key.rsplit(".", 1)[0]) for name in known):
+        known += [f"{key.rsplit('.', 1)[0]}.{name.rsplit('.', 1)[-1]}" for name in known if "<" in name or "." in name]
+    by_leaf = {name.rsplit(".", 1)[-1]: name for name in known}
+    close = difflib.get_close_matches(key, known, 1, 0.6)
+    if not close:
+        close = [by_leaf[leaf] for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(by_leaf), 1, 0.6)]
+    return f"; did you mean `{close[0]}`?" if close else f"; valid keys: {', '.join(sorted({n.split('.')[0] for n in known}))}"
+
+
+def _known_keys(schema: type, prefix: str = "") -> typing.Iterator[str]:
+    for field, hint in _fields(schema):
+        yield prefix + field.name
+        nested = _dataclass_in(hint)
+        if nested is not None:
+            middle = "<name>." if typing.get_origin(hint) is dict else ""
+            yield from _known_keys(nested, f"{prefix}{field.name}.{middle}")
+
+
+def _fields(schema: type) -> list[tuple[dataclasses.Field[Any], Any]]:
+    hints = typing.get_type_hints(schema)
+    return [(field, hints[field.name]) for field in dataclasses.fields(schema)]
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    for candidate in (hint, *typing.get_args(hint)):
+        if isinstance(candidate, type) and dataclasses.is_dataclass(candidate):
+            return candidate
+    return None
+
+
+def _default_text(field: dataclasses.Field[Any]) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return f" = {field.default_factory()!r}"
+    if field.default is dataclasses.MISSING or field.default == "???":
+        return ", required"
+    return f" = {field.default!r}"
+
+
+def _field_sentences(schema: type) -> dict[str, str]:
+    """The string literal under each field of a dataclass, by field name (PEP 257 attribute docstrings)."""
+    sentences: dict[str, str] = {}
+    for base in schema.__bases__:
+        if dataclasses.is_dataclass(base):
+            sentences |= _field_sentences(base)
+    body = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    for node, following in zip(body.body, body.body[1:], strict=False):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(following, ast.Expr):
+            if isinstance(following.value, ast.Constant) and isinstance(following.value.value, str):
+                sentences[node.target.id] = " ".join(following.value.value.split())
+    return sentences

@@ -1,0 +1,272 @@
+"""Records of each corpus → rows of schema.DOCUMENT: what is the text, the title, the meta of a WuDao, WanJuan, … record.
+
+corpora.py calls read_documents in its read tasks. Every record, readable or not, leaves exactly one row; no exception
+about a file's content leaves this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kun_ray import schema
+from kun_ray.archives import ByteStream, StreamError, resolve, texts
+from kun_ray.records import Record, split
+
+MAX_BLOCK_ROWS = 2000
+MAX_BLOCK_BYTES = 16 << 20
+PARQUET_BATCH_ROWS = 256
+WANJUAN_SUBSETS = ("WebText-cn", "Law-cn", "Patent-cn", "ChinaNews-cn", "TextBook-cn", "Wiki-cn", "Exam-cn")
+
+
+class Content(NamedTuple):
+    """What a record holds. `text` is whatever stands in its place: only a string makes a readable document."""
+
+    text: object
+    title: object
+    meta: dict[str, object]
+    text_field: str
+
+
+Extract = Callable[[dict[str, Any], str], Content]
+"""Finds the content of a record; the second argument is the full path of its file."""
+
+
+def extract_fields(text_field: str, title_field: str | None, meta_fields: list[str]) -> Extract:
+    """Records whose text stands in a named field: SkyPile, plain jsonl and Parquet."""
+
+    def extract(value: dict[str, Any], path: str) -> Content:
+        title = value.get(title_field) if title_field is not None else None
+        return Content(value.get(text_field), title, _pick(value, meta_fields), text_field)
+
+    return extract
+
+
+def extract_wudao(meta_fields: list[str]) -> Extract:
+    """WuDaoCorpora 2.0: id, uniqueKey, titleUkey, dataType, title, content. A title that content repeats is cut off."""
+    fields = list(dict.fromkeys(["id", "uniqueKey", "titleUkey", "dataType", *meta_fields]))
+
+    def extract(value: dict[str, Any], path: str) -> Content:
+        text, title = value.get("content"), value.get("title")
+        if isinstance(text, str) and isinstance(title, str):
+            text = without_title(text, title)
+        return Content(text, title, _pick(value, fields), "content")
+
+    return extract
+
+
+def extract_wanjuan(meta_fields: list[str]) -> Extract:
+    """WanJuan 1.0 (CN): id, content; Exam-cn is rendered as text. The subset is the record's own, else the path's."""
+    fields = list(dict.fromkeys(["id", "q_type", "grade", "major", "keypoint", *meta_fields]))
+
+    def extract(value: dict[str, Any], path: str) -> Content:
+        own_subset = value.get("subset")
+        subset = own_subset if isinstance(own_subset, str) else wanjuan_subset(path)
+        meta = {"subset": subset, **_pick(value, fields)}
+        if "content" not in value and (subset == "Exam-cn" or "q_main" in value):
+            return Content(render_exam(value), None, meta, "q_main")
+        return Content(value.get("content"), value.get("title"), meta, "content")
+
+    return extract
+
+
+def wanjuan_subset(path: str) -> str | None:
+    """The WanJuan subset that a path names; the last one counts."""
+    lowered = path.lower()
+    places = {subset: lowered.rfind(subset.lower()) for subset in WANJUAN_SUBSETS}
+    last = max(WANJUAN_SUBSETS, key=lambda subset: places[subset])
+    return last if places[last] >= 0 else None
+
+
+def render_exam(value: dict[str, Any]) -> str | None:
+    """An exam question as text: 题目, 选项, 答案, 解析, less what it lacks; None without a question."""
+    question = _plain(value.get("q_main"))
+    if not question:
+        return None
+    options = [f"{letter.upper()}. {option}" for letter in "abcde" if (option := _plain(value.get(f"option_{letter}")))]
+    answer = _plain(value.get("std_ans")) or _plain(value.get("answer"))
+    explanation = _plain(value.get("answer_detail"))
+    lines = [f"题目：{question}"]
+    lines += ["选项：", *options] if options else []
+    lines += [f"答案：{answer}"] if answer else []
+    lines += [f"解析：{explanation}"] if explanation else []
+    return "\n".join(lines)
+
+
+def without_title(text: str, title: str) -> str:
+    """`text` less the title that it opens with.
+
+    WuDao has lost its newlines, so a heading and a sentence that begins with the same words look alike. The title goes if a
+    blank or the end of a sentence follows or closes it, or if it is 10 characters or longer and the text goes on as no
+    sentence about it would (是, 的, a comma, …). Nothing is cut that would leave no text.
+    """
+    title = title.strip()
+    opening = text.lstrip()
+    if not title or not opening.startswith(title):
+        return text
+    rest = opening[len(title) :]
+    body = rest.lstrip(" \t\r\n\u3000。！？!?：:|-—_")
+    separate = body != rest or title[-1] in "。！？!?…"
+    if body and (separate or (len(title) >= 10 and rest[0] not in "是为的在位由于有将被与和及，、,（(《》”」")):
+        return body
+    return text
+
+
+def _pick(value: dict[str, Any], fields: list[str]) -> dict[str, object]:
+    return {field: value[field] for field in fields if value.get(field) is not None}
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list):
+        return "；".join(part for part in map(_plain, value) if part)
+    return str(value).strip() if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+
+
+def read_documents(path: str, name: str, source: str, extract: Extract, as_objects: bool = False) -> Iterator[pa.Table]:
+    """The documents of one file, as tables of schema.DOCUMENT of at most 2,000 rows and about 16 MB.
+
+    Args:
+        path: where the file is; any filesystem of pyarrow.fs.
+        name: its path relative to the corpus root: part of every doc_id, and `file` in meta.
+        source: the corpus's name.
+        extract: finds the content of a record.
+        as_objects: read text as an array of objects, whatever it looks like.
+    """
+    rows = _Rows(source)
+    for file, record in _records(path, name, as_objects):
+        content = extract(record.value, f"{path}!{file}") if record.value is not None else None
+        rows.add(file, record, content)
+        if len(rows.doc_id) >= MAX_BLOCK_ROWS or rows.num_bytes >= MAX_BLOCK_BYTES:
+            yield rows.take()
+    if rows.doc_id:
+        yield rows.take()
+
+
+def _records(path: str, name: str, as_objects: bool) -> Iterator[tuple[str, Record]]:
+    empty = True
+    try:
+        filesystem, inner_path = resolve(path)
+        with filesystem.open_input_stream(inner_path, compression=None, buffer_size=1 << 20) as raw:
+            stream = ByteStream(raw)
+            is_parquet = stream.peek(4) == b"PAR1" or (name.endswith(".parquet") and stream.peek(1) != b"")
+            for text in texts(stream, name) if not is_parquet else ():
+                empty = False
+                if text.error is not None:
+                    yield text.name, Record(text.offset, None, text.error.reason, str(text.error)[:200])
+                elif text.stream is not None:
+                    yield from _or_empty(text.name, split(text.stream, as_objects))
+        if is_parquet:
+            with filesystem.open_input_file(inner_path) as seekable:
+                yield from _or_empty(name, _parquet_records(seekable))
+        elif empty:
+            yield name, Record(0, None, "empty_file", "the archive holds no data")
+    except (OSError, StreamError) as error:
+        yield name, Record(0, None, "unreadable_file", str(error)[:200])
+
+
+def _or_empty(file: str, records: Iterator[Record]) -> Iterator[tuple[str, Record]]:
+    empty = True
+    for record in records:
+        empty = False
+        yield file, record
+    if empty:
+        yield file, Record(0, None, "empty_file", "no record in it")
+
+
+def _parquet_records(seekable: pa.NativeFile) -> Iterator[Record]:
+    row = 0
+    try:
+        parquet = pq.ParquetFile(seekable)
+    except (pa.ArrowException, OSError) as error:
+        yield Record(0, None, "bad_parquet", str(error)[:200])
+        return
+    for group in range(parquet.num_row_groups):
+        end = row + parquet.metadata.row_group(group).num_rows
+        try:
+            for batch in parquet.iter_batches(PARQUET_BATCH_ROWS, row_groups=[group]):
+                for value in _values(batch):
+                    yield Record(row, value)
+                    row += 1
+        except (
+            pa.ArrowException,
+            OSError,
+        ) as error:  # one row per document all the same, and the next group may be sound
+            for lost in range(row, end):
+                yield Record(lost, None, "bad_parquet", str(error)[:200])
+        row = end
+
+
+def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:  # Arrow does not check what a file calls a string: bytes then say bad_encoding
+        columns = [
+            column.cast(pa.large_binary())
+            if pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+            else column
+            for column in batch.columns
+        ]
+        yield from pa.RecordBatch.from_arrays(columns, names=batch.schema.names).to_pylist()
+
+
+class _Rows:
+    """Columns of the next block."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self._clear()
+
+    def _clear(self) -> None:
+        self.doc_id: list[str] = []
+        self.text: list[str | None] = []
+        self.title: list[str | None] = []
+        self.meta: list[str] = []
+        self.status: list[str] = []
+        self.reason: list[str | None] = []
+        self.num_bytes = 0
+
+    def add(self, file: str, record: Record, content: Content | None) -> None:
+        reason, error, text, title = record.reason, record.error, None, None
+        meta: dict[str, object] = {}
+        if content is not None:
+            meta = content.meta
+            try:
+                text, title = _as_text(content.text), _as_text(content.title)
+            except UnicodeDecodeError as problem:
+                reason, error = "bad_encoding", str(problem)[:200]
+            else:
+                if text is None:
+                    found = "null or missing" if content.text is None else f"of type {type(content.text).__name__}"
+                    reason, error = "missing_field", f"`{content.text_field}` is {found}"
+        if reason is not None:
+            text, meta = None, {**meta, "error": error}
+        self.text.append(text)
+        self.title.append(title)
+        self.meta.append(orjson.dumps({**meta, "file": file, "offset": record.offset}, default=repr).decode())
+        self.status.append(schema.OK if reason is None else schema.FAILED)
+        self.reason.append(reason)
+        # A failed row has no text; its reason behind a NUL keeps its id apart from that of any document there.
+        self.doc_id.append(schema.doc_id(self.source, file, record.offset, text if text is not None else f"\0{reason}"))
+        self.num_bytes += 3 * len(text or "") + len(self.meta[-1]) + 64
+
+    def take(self) -> pa.Table:
+        """The rows so far as a table; the next block begins."""
+        num_rows = len(self.doc_id)
+        columns: dict[str, list[Any]] = {
+            "doc_id": self.doc_id, "source": [self.source] * num_rows, "text": self.text, "title": self.title,
+            "meta": self.meta, "status": self.status, "reason": self.reason,
+        }  # fmt: skip
+        filled = {name: columns.get(name, [None] * num_rows) for name in schema.DOCUMENT.names}
+        table = pa.Table.from_pydict(filled, schema=schema.DOCUMENT)
+        self._clear()
+        return table
+
+
+def _as_text(value: object) -> str | None:
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    return value if isinstance(value, str) else None

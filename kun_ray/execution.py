@@ -1,0 +1,174 @@
+"""Ray, as every stage uses it: joining a cluster, Ray Data's settings, checkpointed writing, stopping on a signal."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.data
+from ray.data.checkpoint import CheckpointConfig
+from ray.data.datasource import FilenameProvider
+
+from kun_ray.config import ConfigError, RayConfig
+from kun_ray.store import CHECKPOINT, Folder, is_local
+
+if TYPE_CHECKING:
+    from ray.data._internal.execution.interfaces.physical_operator import PhysicalOperator
+
+LOCAL_MIN_CPUS = 4
+"""Logical CPUs of a local Ray: reading, filtering and writing each want one beside the engines'."""
+
+
+def connect(config: RayConfig, min_cpus: int = LOCAL_MIN_CPUS) -> None:
+    """Joins the cluster that the configuration or RAY_ADDRESS names, else starts a local Ray. Safe to call twice."""
+    if ray.is_initialized():
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"logging_level": "WARNING", "log_to_driver": True}
+    try:
+        if address:
+            submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # `ray job submit` has shipped the code already
+            runtime_env = None if submitted else {"py_modules": [str(Path(__file__).parent)]}
+            ray.init(address=address, runtime_env=runtime_env, **quiet)
+        else:
+            store = int(config.object_store_gb * 1e9) if config.object_store_gb else None
+            num_cpus = config.num_cpus or max(min_cpus, os.cpu_count() or 1)
+            ray.init("local", num_cpus=num_cpus, object_store_memory=store, include_dashboard=False, **quiet)
+    except ConnectionError as error:
+        raise ConfigError(f"no Ray cluster answers at {address}: {error}; start one with `ray start --head`, or unset ray.address") from None
+
+
+def require_resources(needs: dict[str, float], what: str) -> None:
+    """Raises ConfigError, with what the cluster has, when it could never hold `needs` (resource name → amount)."""
+    have = ray.cluster_resources()
+    for name, amount in needs.items():
+        if amount > have.get(name, 0.0) + 1e-9:
+            held = {key: round(value, 1) for key, value in have.items() if key in ("CPU", "GPU") or key in needs}
+            raise ConfigError(
+                f"{what} needs {amount:g} {name}, but the cluster has {have.get(name, 0.0):g} (all nodes: {held}): "
+                "lower replicas or tensor_parallel_size, set accelerator: cpu, or join a larger cluster (ray.address)"
+            )
+
+
+def warn_if_not_shared(uris: list[str]) -> None:
+    """Says so when a cluster of several nodes is given folders that only one of them may see."""
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    local = [uri for uri in uris if is_local(uri)]
+    if nodes > 1 and local:
+        print(f"note: {nodes} nodes; {', '.join(local)} must lie on storage that all of them share", file=sys.stderr, flush=True)
+
+
+def configure(folder: Folder, id_column: str = "doc_id", max_waiting_rows: int | None = None) -> None:
+    """Ray Data's settings for one execution that ends in `write(…, folder)`.
+
+    Args:
+        folder: the output; row-level checkpoints live in its `_checkpoint`.
+        id_column: column whose values identify rows across runs; must come out of the read.
+        max_waiting_rows: bound on the rows that wait between two pools; null leaves Ray's own bound, which is in bytes
+            and lets a fast first pool run far ahead of a slow second one with short texts.
+    """
+    from ray.data._internal.execution.backpressure_policy import (
+        ENABLED_BACKPRESSURE_POLICIES,
+        ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
+    )
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.checkpoint_config = CheckpointConfig(
+        id_column=id_column,
+        checkpoint_path=folder.child(CHECKPOINT),
+        override_filesystem=folder.filesystem,
+        delete_checkpoint_on_success=False,
+    )
+    context.execution_no_progress_timeout_s = -1  # loading a 34B model over a slow disk is not a hang
+    context.max_consecutive_actor_init_deaths = 2
+    policies = [policy for policy in ENABLED_BACKPRESSURE_POLICIES if policy is not RowBackpressure]
+    context.set_config("max_waiting_rows", max_waiting_rows)
+    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*policies, RowBackpressure])
+
+
+def write(dataset: ray.data.Dataset, folder: Folder, rows_per_file: int) -> None:
+    """Runs the dataset and writes `part-*.parquet` of at least `rows_per_file` rows; a written file's rows never run again."""
+    dataset.repartition(target_num_rows_per_block=rows_per_file).write_parquet(
+        folder.path, filesystem=folder.filesystem, filename_provider=PartNames(), concurrency=None
+    )
+
+
+class PartNames(FilenameProvider):
+    """part-<id of this run>-<task>.parquet"""
+
+    def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
+        return f"part-{write_uuid}-{task_index:06d}.parquet"
+
+
+class RowBackpressure:
+    """A Ray Data backpressure policy: a pool takes no block while too many rows wait for the pool behind it."""
+
+    name = "Rows"
+
+    def __init__(self, data_context: ray.data.DataContext, topology: Any, resource_manager: Any) -> None:
+        self._max_waiting_rows = data_context.get_config("max_waiting_rows", None)
+
+    def can_add_input(self, op: PhysicalOperator) -> bool:
+        waiting = self._waiting_rows(op)
+        return waiting is None or waiting <= self._max_waiting_rows
+
+    def max_task_output_bytes_to_read(self, op: PhysicalOperator) -> int | None:
+        return None
+
+    def _waiting_rows(self, op: PhysicalOperator) -> int | None:
+        from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
+
+        if self._max_waiting_rows is None or not op.output_dependencies or not isinstance(op, ActorPoolMapOperator):
+            return None
+        downstream = op.output_dependencies[0]
+        if not isinstance(downstream, ActorPoolMapOperator):
+            return None
+        return int(op.metrics.rows_task_outputs_generated - downstream.metrics.rows_inputs_of_submitted_tasks)
+
+
+@contextlib.contextmanager
+def stopping(on_stop: Callable[[], None], grace_s: float) -> Iterator[threading.Event]:
+    """Turns Ctrl-C and SIGTERM into a clean end.
+
+    The first signal calls `on_stop` (from a thread) and sets the yielded event: the run takes no new rows and finishes
+    those in flight. A second signal, or `grace_s` seconds, raises KeyboardInterrupt in the main thread.
+    """
+    asked, ended = threading.Event(), threading.Event()
+
+    def handle(signum: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        print(f"\nstopping: finishing the rows in flight (at most {grace_s:g} s; once more to stop at once)", file=sys.stderr, flush=True)
+
+    def watch() -> None:
+        while not asked.wait(0.2):
+            if ended.is_set():
+                return
+        on_stop()
+        if not ended.wait(grace_s):
+            signal.raise_signal(signal.SIGINT)
+
+    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+    threading.Thread(target=watch, name="stop", daemon=True).start()
+    try:
+        yield asked
+    finally:
+        ended.set()
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def local_cpus(needed: float) -> int:
+    """Logical CPUs that a local Ray needs when the pools reserve `needed`."""
+    return LOCAL_MIN_CPUS + math.ceil(needed)

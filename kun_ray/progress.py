@@ -1,0 +1,194 @@
+"""What a run shows while it runs: counters from every replica → bars in a terminal, lines in a log, metrics.jsonl.
+
+Replicas push their counters to one Board actor each second and learn from its answer whether the run is to stop. The
+driver's Monitor thread reads the Board. Neither ever touches rows.
+"""
+
+from __future__ import annotations
+
+import collections
+import sys
+import threading
+import time
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from kun_ray.schema import FAILED, OK, REJECTED
+from kun_ray.store import Folder
+
+Counters = dict[str, float]
+"""One replica's totals since it started: `rows`, `ok`, `rejected`, `failed`, `deferred`, `prompt_tokens`,
+`output_tokens`, `in_flight` (now), `load_s`."""
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class Board:
+    """Holds the newest counters of every replica and the wish to stop. A restarted replica counts anew, as another one."""
+
+    def __init__(self) -> None:
+        self._replicas: dict[str, dict[str, Counters]] = collections.defaultdict(dict)
+        self._stopped: set[str] = set()
+
+    def report(self, pool: str, replica: str, counters: Counters) -> bool:
+        """Stores one replica's counters; the answer is whether it should take no more rows."""
+        self._replicas[pool][replica] = counters
+        return pool in self._stopped
+
+    def request_stop(self, pools: list[str]) -> None:
+        """From now on the replicas of these pools start no more rows."""
+        self._stopped |= set(pools)
+
+    def snapshot(self) -> dict[str, dict[str, Counters]]:
+        """Pool → replica → counters."""
+        return dict(self._replicas)
+
+
+class Monitor:
+    """Shows a run's progress from a thread of the driver: `with Monitor(…):` around the execution."""
+
+    def __init__(self, board: Any, folder: Folder, pools: list[str], num_rows: int, num_before: int, every_s: float) -> None:
+        """
+        Args:
+            board: handle of the Board.
+            folder: the stage; each interval adds a line to its metrics.jsonl.
+            pools: names, in the order in which rows pass them; the last one's rows are finished rows.
+            num_rows: rows of the whole stage.
+            num_before: rows that an earlier run has already finished.
+            every_s: seconds between two lines.
+        """
+        self._board, self._folder, self._pools = board, folder, pools
+        self._num_rows, self._num_before, self._every_s = num_rows, num_before, every_s
+        self._start = time.monotonic()
+        self._history: collections.deque[tuple[float, dict[str, Counters]]] = collections.deque(maxlen=13)
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
+        self._live = Live(console=Console(stderr=True), transient=False) if sys.stderr.isatty() else None
+        self._board_gone = False
+
+    def __enter__(self) -> Monitor:
+        if self._live:
+            self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join(timeout=10)
+        self._show()
+        if self._live:
+            self._live.stop()
+
+    def totals(self) -> dict[str, Counters]:
+        """Each pool's counters, summed over its replicas, and how many replicas have reported."""
+        try:
+            snapshot = ray.get(self._board.snapshot.remote(), timeout=10)
+        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
+            return self._history[-1][1] if self._history else {}
+        totals: dict[str, Counters] = {}
+        for pool, replicas in snapshot.items():
+            summed: collections.Counter[str] = collections.Counter()
+            for counters in replicas.values():
+                summed.update(counters)
+            totals[pool] = {**summed, "replicas": len(replicas)}
+        return totals
+
+    def _run(self) -> None:
+        while not self._done.wait(self._every_s):
+            self._show()
+
+    def _show(self) -> None:
+        now, totals = time.monotonic(), self.totals()
+        self._history.append((now, totals))
+        line = self._line(now, totals)
+        try:
+            self._folder.append_metrics(line)
+        except OSError as error:  # a full disk ends the run through the write of the rows, with a better message
+            print(f"metrics.jsonl: {error}", file=sys.stderr, flush=True)
+        if self._live:
+            self._live.update(_bars(line))
+        else:
+            print(describe(line), file=sys.stderr, flush=True)
+
+    def _line(self, now: float, totals: dict[str, Counters]) -> dict[str, Any]:
+        then, before = self._history[0]
+        elapsed = max(now - then, 1e-9)
+
+        def rate(pool: str, name: str) -> float:
+            return max(0.0, totals.get(pool, {}).get(name, 0) - before.get(pool, {}).get(name, 0)) / elapsed
+
+        last = totals.get(self._pools[-1], {})
+        num_done = self._num_before + int(last.get("rows", 0) - last.get("deferred", 0))
+        rows_per_s = rate(self._pools[-1], "rows")
+        pools = {
+            pool: {
+                "replicas": int(counters.get("replicas", 0)),
+                "rows": int(counters.get("rows", 0)),
+                "in_flight": int(counters.get("in_flight", 0)),
+                "prompt_tokens": int(counters.get("prompt_tokens", 0)),
+                "output_tokens": int(counters.get("output_tokens", 0)),
+                "prompt_tokens_per_s": round(rate(pool, "prompt_tokens"), 1),
+                "output_tokens_per_s": round(rate(pool, "output_tokens"), 1),
+            }
+            for pool in self._pools
+            if (counters := totals.get(pool, {})) is not None
+        }
+        return {
+            "elapsed_s": round(now - self._start, 1),
+            "rows_total": self._num_rows,
+            "rows_done": num_done,
+            **{status: int(last.get(status, 0)) for status in (OK, REJECTED, FAILED)},
+            "rows_per_s": round(rows_per_s, 2),
+            "eta_s": round((self._num_rows - num_done) / rows_per_s) if rows_per_s > 0 else None,
+            "pools": pools,
+        }
+
+
+def describe(line: dict[str, Any]) -> str:
+    """One line of metrics.jsonl as one line of a log."""
+    share = 100 * line["rows_done"] / line["rows_total"] if line["rows_total"] else 100.0
+    parts = [
+        f"{line['rows_done']:,}/{line['rows_total']:,} rows ({share:.1f}%)",
+        f"ok {line[OK]:,} rejected {line[REJECTED]:,} failed {line[FAILED]:,}",
+        f"{line['rows_per_s']:.1f} rows/s",
+        *(_pool_text(name, pool) for name, pool in line["pools"].items()),
+        f"ETA {duration(line['eta_s'])}",
+    ]
+    return " | ".join(parts)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people read them: 42s, 3m12s, 5h07m."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def _pool_text(name: str, pool: dict[str, Any]) -> str:
+    if not pool["replicas"]:
+        return f"{name}: loading"
+    each = pool["replicas"]
+    return (
+        f"{name} ×{each}: {pool['prompt_tokens_per_s'] / each:,.0f} prompt + {pool['output_tokens_per_s'] / each:,.0f} output tok/s each, "
+        f"{pool['in_flight']} in flight"
+    )
+
+
+def _bars(line: dict[str, Any]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    counts = f"[green]ok {line[OK]:,}[/] [yellow]rejected {line[REJECTED]:,}[/] [red]failed {line[FAILED]:,}[/]"
+    table.add_row(
+        "rows",
+        ProgressBar(total=max(1, line["rows_total"]), completed=line["rows_done"], width=30),
+        f"{line['rows_done']:,}/{line['rows_total']:,}  {counts}  {line['rows_per_s']:.1f} rows/s  ETA {duration(line['eta_s'])}",
+    )
+    for name, pool in line["pools"].items():
+        share = ProgressBar(total=max(1, line["rows_total"]), completed=pool["rows"], width=30)
+        table.add_row(name, share, _pool_text(name, pool).partition(": ")[2])
+    return table

@@ -1,0 +1,189 @@
+"""Prompt text → token ids, so that a row's text can never act as a control token. Training and inference both render here.
+
+A template is rendered once through the model's chat template with markers where the row's text will stand, cut at the
+markers, and its fixed pieces tokenised with special tokens recognised. Text from a row is tokenised with special tokens
+split: `<|im_end|>` on a web page stays eight harmless tokens. The fixed prefix is shared by all rows, so prefix caching
+works.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import string
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from kun_ray.config import ConfigError, require
+
+FIELDS = ("text", "instruction", "title", "answer")
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""The layout of Yi-Chat and many others: what `chat_template: chatml` stands for."""
+
+_MARK = re.compile("⟦([a-z]+)⟧")
+
+
+@dataclasses.dataclass
+class PromptConfig:
+    """One step's prompt."""
+
+    user: str = MISSING
+    """The user's turn; {text}, {instruction}, {title} and {answer} stand for the row's own."""
+    system: str | None = None
+    """The system's turn; null leaves it out."""
+
+    def __post_init__(self) -> None:
+        for turn in (self.user, self.system or ""):
+            for name in _placeholders(turn):
+                require(name in FIELDS, f"a prompt names {{{name}}}; it may use {', '.join('{' + f + '}' for f in FIELDS)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A prompt ready to be filled: pieces of fixed token ids (list) and names of row fields (str), in order."""
+
+    pieces: tuple[tuple[int, ...] | str, ...]
+    tokenizer: PreTrainedTokenizerFast
+
+    def render(self, row: dict[str, Any]) -> list[int]:
+        """The token ids of this prompt for one row. Shape: [prompt length]. Raises KeyError on a missing field."""
+        ids: list[int] = []
+        for piece in self.pieces:
+            ids.extend(encode_text(self.tokenizer, row[piece] or "") if isinstance(piece, str) else piece)
+        return ids
+
+    def num_fixed_tokens(self) -> int:
+        """Tokens of the prompt before any row's text is put in."""
+        return sum(len(piece) for piece in self.pieces if not isinstance(piece, str))
+
+    def extended(self, ids: list[int]) -> Prompt:
+        """This prompt with the beginning of the reply put into its end."""
+        return dataclasses.replace(self, pieces=(*self.pieces, tuple(ids)))
+
+
+def load_tokenizer(path: str, chat_template: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
+    """A model's tokenizer, with its chat template or the one given.
+
+    Args:
+        path: folder or hub id of the model.
+        chat_template: null (the model's own), `chatml`, or the path of a Jinja file.
+    Raises:
+        ConfigError: no tokenizer there, not a fast one, or no chat template to be had.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError and hub errors for the same mistake
+        raise ConfigError(f"no tokenizer can be loaded from {path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
+    if not tokenizer.is_fast:
+        raise ConfigError(f"{path} has only a slow (Python) tokenizer: save it once as tokenizer.json and point to that folder")
+    if chat_template == "chatml":
+        tokenizer.chat_template = CHATML
+    elif chat_template is not None:
+        if not Path(chat_template).is_file():
+            raise ConfigError(f"chat_template: no file {chat_template} (give `chatml` or the path of a Jinja file)")
+        tokenizer.chat_template = Path(chat_template).read_text()
+    if not tokenizer.chat_template:
+        raise ConfigError(f"{path} has no chat template: set chat_template: chatml, or the path of the Jinja file it was trained with")
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def build_prompt(tokenizer: PreTrainedTokenizerFast, config: PromptConfig, reply_prefix: str = "") -> Prompt:
+    """Renders a prompt's fixed part once.
+
+    Args:
+        tokenizer: from `load_tokenizer`.
+        config: the turns, with placeholders.
+        reply_prefix: fixed text that the reply begins with (as ordinary text).
+    """
+    messages = [{"role": "user", "content": _marked(config.user)}]
+    if config.system:
+        messages.insert(0, {"role": "system", "content": _marked(config.system)})
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    pieces: list[tuple[int, ...] | str] = []
+    for index, part in enumerate(_MARK.split(str(rendered))):
+        if index % 2:
+            pieces.append(part)
+        elif part:
+            pieces.append(tuple(_encode_template(tokenizer, part)))
+    prompt = Prompt(tuple(pieces), tokenizer)
+    return prompt.extended(encode_text(tokenizer, reply_prefix)) if reply_prefix else prompt
+
+
+def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """Token ids of text that came from a row: control tokens in it are split into ordinary ones.
+
+    Tokenizers keep the switch in shared state, so it is set and reset around the call; use one tokenizer per thread.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True
+    try:
+        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+    finally:
+        backend.encode_special_tokens = False
+    return ids
+
+
+def count_tokens(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[int]:
+    """Number of the model's own tokens in each text. Shape: [len(texts)]."""
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True
+    try:
+        return [len(encoding) for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    finally:
+        backend.encode_special_tokens = False
+
+
+def choices(tokenizer: PreTrainedTokenizerFast, candidates: list[str]) -> tuple[list[int], list[int]]:
+    """What `Engine.choose` needs to tell candidate replies apart by one token.
+
+    In byte-level vocabularies 好 and 差 may begin with the same token: the common beginning then goes into the prompt.
+
+    Returns:
+        (ids that all candidates begin with, for each candidate its first distinguishing token id).
+    Raises:
+        ConfigError: two candidates cannot be told apart by one token.
+    """
+    encoded = [encode_text(tokenizer, candidate) for candidate in candidates]
+    common = 0
+    while all(len(ids) > common for ids in encoded) and len({ids[common] for ids in encoded}) == 1:
+        common += 1
+    firsts = [ids[common] if len(ids) > common else -1 for ids in encoded]
+    if -1 in firsts or len(set(firsts)) < len(candidates):
+        shown = ", ".join(f"{candidate} = {ids}" for candidate, ids in zip(candidates, encoded, strict=True))
+        raise ConfigError(f"score.candidates cannot be told apart by one token of this tokenizer ({shown}): choose others, such as A and B")
+    return encoded[0][:common], firsts
+
+
+def turn_end(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Token ids that close the assistant's turn in the chat template: where a reply ends, in training and inference."""
+    turns = [{"role": "user", "content": "⟦text⟧"}, {"role": "assistant", "content": "⟦answer⟧"}]
+    rendered = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    return _encode_template(tokenizer, rendered.rpartition("⟦answer⟧")[2])
+
+
+def stop_token_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The control token that ends a reply, for models whose generation config does not name it. Shape: [0 or 1]."""
+    end = turn_end(tokenizer)
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    return end[:1] if end and end[0] in special else []
+
+
+def _encode_template(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    return list(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _placeholders(turn: str) -> list[str]:
+    try:
+        return [name for _, name, _, _ in string.Formatter().parse(turn) if name is not None]
+    except ValueError as error:
+        raise ConfigError(f"a prompt has unbalanced braces ({error}): write {{{{ and }}}} for literal ones") from None
+
+
+def _marked(turn: str) -> str:
+    return turn.format(**{name: f"⟦{name}⟧" for name in FIELDS})

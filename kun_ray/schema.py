@@ -1,0 +1,84 @@
+"""The row contract: column names, statuses and the Arrow schema of every stage (docs/architecture.md, "The row").
+
+Every stage reads and writes rows of this shape, and every input row leaves exactly one output row. This module imports
+nothing of the package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+import pyarrow as pa
+
+OK: Final = "ok"
+REJECTED: Final = "rejected"
+"""The method's decision: the document or what was made of it is not wanted."""
+FAILED: Final = "failed"
+"""An accident: the row could not be read or processed."""
+STATUSES: Final = (OK, REJECTED, FAILED)
+
+DOCUMENT: Final = pa.schema(
+    [
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("text", pa.string()),
+        pa.field("title", pa.string()),
+        pa.field("meta", pa.string()),
+        pa.field("tokens", pa.int32()),
+        pa.field("perplexity", pa.float32()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+    ]
+)
+"""What prepare writes: one row per document read. `meta` is a JSON object that always holds `file` and `offset` (where
+the record stands) and the corpus's own fields. `text` is null unless status is ok; `tokens` counts the label model's own
+tokens; `perplexity` is null unless it was measured."""
+
+STEP_RESULTS: Final[dict[str, list[pa.Field]]] = {
+    "perplexity": [pa.field("perplexity", pa.float32())],
+    "label": [pa.field("instruction", pa.string())],
+    "score": [pa.field("verdict", pa.string()), pa.field("score", pa.float32())],
+    "polish": [pa.field("answer", pa.string())],
+}
+"""The columns that each step writes, besides its token counts and finish reason."""
+
+
+def step_fields(step: str) -> list[pa.Field]:
+    """The columns that one step adds to a row: its results, its token counts, its finish reason."""
+    return [
+        *STEP_RESULTS[step],
+        pa.field(f"{step}_prompt_tokens", pa.int32()),
+        pa.field(f"{step}_output_tokens", pa.int32()),
+        pa.field(f"{step}_finish_reason", pa.string()),
+    ]
+
+
+def with_steps(schema: pa.Schema, steps: list[str]) -> pa.Schema:
+    """`schema` with the columns of `steps` added where they are missing, `status` and `reason` kept last."""
+    fields = [field for field in schema if field.name not in ("status", "reason")]
+    names = {field.name for field in fields}
+    for step in steps:
+        for field in step_fields(step):
+            if field.name not in names:
+                fields.append(field)
+                names.add(field.name)
+    return pa.schema([*fields, DOCUMENT.field("status"), DOCUMENT.field("reason")])
+
+
+def doc_id(source: str, file: str, offset: int, text: str) -> str:
+    """The identity of a document: 32 hex digits of BLAKE2b-128 over its source, file, offset in it, and text.
+
+    Stable over runs and machines as long as `file` is given relative to the corpus root; never a row number of a run.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (source, file, str(offset), text):
+        encoded = part.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "little"))
+        digest.update(encoded)
+    return digest.hexdigest()
+
+
+def to_table(rows: list[dict[str, object]], schema: pa.Schema) -> pa.Table:
+    """Rows as a table of exactly `schema`; a missing key is null. Raises pa.ArrowInvalid on a wrong type."""
+    return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)

