@@ -76,7 +76,7 @@ class ByteStream:
 
 
 class GunzipStream:
-    """gzip, several members in a row included. gzip.GzipFile would do, but counts nothing and loses what precedes a cut."""
+    """gzip, several members in a row included. gzip.GzipFile counts nothing, so it cannot tell a bomb."""
 
     def __init__(self, raw: Readable) -> None:
         self._raw = raw
@@ -153,7 +153,7 @@ def _is_tar(stream: ByteStream, name: str) -> bool:
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """tarfile takes a damaged header in the middle for the end of the archive: the rest would be lost without a word."""
+    """tarfile takes a damaged header in the middle for the end: the rest would be lost without a word."""
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:

@@ -1,7 +1,7 @@
-"""Raw corpora → documents: finds the files of WuDao, WanJuan, SkyPile, jsonl and Parquet corpora, reads them with Ray Data.
+"""Raw corpora → documents: finds the files of WuDao, WanJuan, SkyPile, jsonl and Parquet and reads them with Ray Data.
 
-jobs/prepare.py starts here. archives.py opens files, records.py splits them, documents.py makes rows. Nothing here judges
-a text: filters.py does. Listing happens once, on the driver; reading streams in tasks, a file never being held whole.
+jobs/prepare.py starts here. archives.py opens files, records.py splits them, documents.py makes rows; filters.py judges
+a text, nothing here does. Listing happens once, on the driver; tasks stream, and never hold a whole file.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class CorpusConfig:
     format: str
     """`wudao`, `wanjuan`, `skypile`, or plain `jsonl` or `parquet` with a named text column."""
     paths: list[str]
-    """Files, folders (read recursively) and globs (`**` too): local, `s3://…` or `hdfs://…`. Names that begin with `.` or `_` are skipped."""
+    """Files, folders (with all below them) and globs (`**` too): local, `s3://…` or `hdfs://…`. Inside a folder, names
+    that begin with `.` or `_` are skipped."""
     text_field: str = "text"
     """Field that holds the text; wudao and wanjuan know their own."""
     title_field: str | None = None
@@ -198,7 +199,7 @@ def _walk(filesystem: pafs.FileSystem, root: str, max_depth: int | None) -> Iter
 
 
 def read_corpora(configs: list[CorpusConfig], num_tasks: int | None = None) -> ray.data.Dataset:
-    """Every record of the corpora as one row of schema.DOCUMENT, `doc_id` included; `failed` rows say what could not be read.
+    """Every record of the corpora as one row of schema.DOCUMENT; `failed` rows say what could not be read.
 
     Args:
         configs: the corpora; files of corpora with the same name must differ in their relative names.

@@ -1,4 +1,4 @@
-"""Records of each corpus → rows of schema.DOCUMENT: what is the text, the title, the meta of a WuDao, WanJuan, … record.
+"""Records of each corpus → rows of schema.DOCUMENT: the text, title and meta of a WuDao, WanJuan or other record.
 
 corpora.py calls read_documents in its read tasks. Every record, readable or not, leaves exactly one row; no exception
 about a file's content leaves this module.
@@ -67,7 +67,7 @@ def extract_wanjuan(meta_fields: list[str]) -> Extract:
         own_subset = value.get("subset")
         subset = own_subset if isinstance(own_subset, str) else wanjuan_subset(path)
         meta = {"subset": subset, **_pick(value, fields)}
-        if "content" not in value and (subset == "Exam-cn" or "q_main" in value):
+        if value.get("content") is None and (subset == "Exam-cn" or "q_main" in value):
             return Content(render_exam(value), None, meta, "q_main")
         return Content(value.get("content"), value.get("title"), meta, "content")
 
@@ -100,9 +100,9 @@ def render_exam(value: dict[str, Any]) -> str | None:
 def without_title(text: str, title: str) -> str:
     """`text` less the title that it opens with.
 
-    WuDao has lost its newlines, so a heading and a sentence that begins with the same words look alike. The title goes if a
-    blank or the end of a sentence follows or closes it, or if it is 10 characters or longer and the text goes on as no
-    sentence about it would (是, 的, a comma, …). Nothing is cut that would leave no text.
+    WuDao has lost its newlines, so a heading and a sentence that begins with the same words look alike. The title goes
+    if a blank or the end of a sentence follows or closes it, or if it is 10 characters or longer and the text goes on
+    as no sentence about it would (是, 的, a comma, …). Nothing is cut that would leave no text.
     """
     title = title.strip()
     opening = text.lstrip()

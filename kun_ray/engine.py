@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import math
 import os
 from typing import Any, Protocol
@@ -89,6 +90,9 @@ class VllmEngine:
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(config, model_path)))
         self._stop_token_ids = stop_token_ids
         self._num_requests = 0
+        self._num_running = 0
+        for name in ("vllm.v1.engine.async_llm", "vllm.v1.engine.core_client"):
+            logging.getLogger(name).addFilter(lambda record: self._num_running > 0)  # an idle engine's end is no news
         self.max_model_len: int = self._llm.model_config.max_model_len
 
     async def generate(self, prompt: list[int], sampling: Sampling) -> Reply:
@@ -131,12 +135,15 @@ class VllmEngine:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         self._num_requests += 1
+        self._num_running += 1
         output = None
         try:
             async for output in self._llm.generate({"prompt_token_ids": prompt}, params, str(self._num_requests)):
                 pass
         except EngineDeadError as error:
             raise EngineDead(str(error)) from error
+        finally:
+            self._num_running -= 1
         return output
 
 
@@ -145,7 +152,7 @@ def engine_arguments(config: EngineConfig, model_path: str) -> dict[str, Any]:
     arguments: dict[str, Any] = {name: getattr(config, name) for name in OWN_FIELDS if name not in ("model", "tokenizer")}
     if config.max_model_len is None:
         del arguments["max_model_len"]
-    arguments |= {"model": model_path, "enable_log_requests": False, "disable_log_stats": True}
+    arguments |= {"model": model_path, "enable_log_requests": False, "disable_log_stats": True, "use_tqdm_on_load": False}
     if config.accelerator == "cpu":
         arguments |= {"enforce_eager": True}  # torch.compile of a tiny model takes 117 s instead of 23 s on two cores
     return {**arguments, **config.engine}
@@ -174,7 +181,8 @@ def check_engine_installed(config: EngineConfig) -> None:
 
 def environment(config: EngineConfig, replicas: int) -> dict[str, str]:
     """Environment variables that an engine's process needs before vLLM is imported."""
-    variables = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
+    variables = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
+    variables |= {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR", "TORCH_LOGS": "-all"}
     if config.accelerator == "cpu":
         threads = config.cpu_threads or max(1, (os.cpu_count() or 1) // max(1, replicas))
         variables |= {

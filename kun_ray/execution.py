@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import signal
@@ -32,7 +33,7 @@ def connect(config: RayConfig, min_cpus: int = LOCAL_MIN_CPUS) -> None:
     if ray.is_initialized():
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {"logging_level": "WARNING", "log_to_driver": True}
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": True}
     try:
         if address:
             submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # `ray job submit` has shipped the code already
@@ -44,6 +45,7 @@ def connect(config: RayConfig, min_cpus: int = LOCAL_MIN_CPUS) -> None:
             ray.init("local", num_cpus=num_cpus, object_store_memory=store, include_dashboard=False, **quiet)
     except ConnectionError as error:
         raise ConfigError(f"no Ray cluster answers at {address}: {error}; start one with `ray start --head`, or unset ray.address") from None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stage that is told to end does so as on Ctrl-C
 
 
 def require_resources(needs: dict[str, float], what: str) -> None:
@@ -80,6 +82,7 @@ def configure(folder: Folder, id_column: str = "doc_id", max_waiting_rows: int |
         ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
     )
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -99,7 +102,7 @@ def configure(folder: Folder, id_column: str = "doc_id", max_waiting_rows: int |
 def write(dataset: ray.data.Dataset, folder: Folder, rows_per_file: int) -> None:
     """Runs the dataset and writes `part-*.parquet` of at least `rows_per_file` rows; a written file's rows never run again."""
     dataset.repartition(target_num_rows_per_block=rows_per_file).write_parquet(
-        folder.path, filesystem=folder.filesystem, filename_provider=PartNames(), concurrency=None
+        folder.path, filesystem=folder.filesystem, filename_provider=PartNames()
     )
 
 

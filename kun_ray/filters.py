@@ -131,11 +131,11 @@ class Filtered(NamedTuple):
 def build_filters(config: FilterConfig) -> list[Filter]:
     """The filters that see the cleaned text only, from cheap to dear. Tokens and perplexity come after them."""
     filters: list[Filter] = [functools.partial(length, config=config)]
+    if config.markup == "strip" and config.max_markup_share is not None:
+        filters.append(functools.partial(markup, max_share=config.max_markup_share))
     if config.max_symbol_share is not None or config.max_garbled_share is not None:
         filters.append(functools.partial(garbled, config=config))
     filters.append(functools.partial(chinese, min_share=config.min_chinese_share))
-    if config.markup == "strip" and config.max_markup_share is not None:
-        filters.append(functools.partial(markup, max_share=config.max_markup_share))
     if config.max_boilerplate_share is not None and config.boilerplate:
         phrases = re.compile("|".join(re.escape(phrase) for phrase in config.boilerplate.split("|") if phrase))
         filters.append(functools.partial(boilerplate, phrases=phrases, max_share=config.max_boilerplate_share))

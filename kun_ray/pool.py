@@ -92,16 +92,21 @@ class Pool:
         if self._reporter is None and self._board is not None:
             self._reporter = asyncio.get_running_loop().create_task(self._report_forever())
         rows: list[dict[str, Any]] = block.to_pylist()
-        await asyncio.gather(*(self._row(row) for row in rows if row["status"] == OK))
-        for row in rows:
-            self._counters["rows"] += 1
-            self._counters[row["status"]] += 1
-            if row["status"] != OK:
-                row["text"] = None  # rejected documents keep id and reason; their text stays in the stage before
+        await asyncio.gather(*(self._settle(row) for row in rows))
+        if self._board is not None and not self._counters["in_flight"]:
+            self._board.report.remote(self._name, self._replica, dict(self._counters))
         return to_table(rows, with_steps(block.schema, self._config.steps))
 
     def _build_engine(self, path: str, stop_ids: list[int]) -> Engine:
         return VllmEngine(self._config, path, stop_ids)
+
+    async def _settle(self, row: dict[str, Any]) -> None:
+        if row["status"] == OK:
+            await self._row(row)
+        if row["status"] != OK:
+            row["text"] = None  # rejected documents keep id and reason; their text stays in the corpus
+        self._counters["rows"] += 1
+        self._counters[row["status"]] += 1
 
     async def _row(self, row: dict[str, Any]) -> None:
         """Runs the steps on one row until one of them settles it; never raises for the row's own sake."""

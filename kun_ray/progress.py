@@ -39,6 +39,12 @@ class Board:
         self._replicas[pool][replica] = counters
         return pool in self._stopped
 
+    def add(self, pool: str, counters: Counters) -> None:
+        """Adds to the totals of a stage that runs as tasks, which have no replicas."""
+        totals = self._replicas[pool].setdefault("tasks", {})
+        for name, value in counters.items():
+            totals[name] = totals.get(name, 0) + value
+
     def request_stop(self, pools: list[str]) -> None:
         """From now on the replicas of these pools start no more rows."""
         self._stopped |= set(pools)
@@ -51,13 +57,13 @@ class Board:
 class Monitor:
     """Shows a run's progress from a thread of the driver: `with Monitor(…):` around the execution."""
 
-    def __init__(self, board: Any, folder: Folder, pools: list[str], num_rows: int, num_before: int, every_s: float) -> None:
+    def __init__(self, board: Any, folder: Folder, pools: list[str], num_rows: int | None, num_before: int, every_s: float) -> None:
         """
         Args:
             board: handle of the Board.
             folder: the stage; each interval adds a line to its metrics.jsonl.
             pools: names, in the order in which rows pass them; the last one's rows are finished rows.
-            num_rows: rows of the whole stage.
+            num_rows: rows of the whole stage; None while nobody knows.
             num_before: rows that an earlier run has already finished.
             every_s: seconds between two lines.
         """
@@ -143,22 +149,27 @@ class Monitor:
             "rows_done": num_done,
             **{status: int(last.get(status, 0)) for status in (OK, REJECTED, FAILED)},
             "rows_per_s": round(rows_per_s, 2),
-            "eta_s": round((self._num_rows - num_done) / rows_per_s) if rows_per_s > 0 else None,
+            "eta_s": round((self._num_rows - num_done) / rows_per_s) if self._num_rows and rows_per_s > 0 else None,
             "pools": pools,
         }
 
 
 def describe(line: dict[str, Any]) -> str:
     """One line of metrics.jsonl as one line of a log."""
-    share = 100 * line["rows_done"] / line["rows_total"] if line["rows_total"] else 100.0
     parts = [
-        f"{line['rows_done']:,}/{line['rows_total']:,} rows ({share:.1f}%)",
+        _share(line),
         f"ok {line[OK]:,} rejected {line[REJECTED]:,} failed {line[FAILED]:,}",
         f"{line['rows_per_s']:.1f} rows/s",
-        *(_pool_text(name, pool) for name, pool in line["pools"].items()),
-        f"ETA {duration(line['eta_s'])}",
+        *(f"{name} {_pool_text(pool)}" for name, pool in line["pools"].items() if line["rows_total"]),
+        *([f"ETA {duration(line['eta_s'])}"] if line["rows_total"] else []),
     ]
     return " | ".join(parts)
+
+
+def _share(line: dict[str, Any]) -> str:
+    if not line["rows_total"]:
+        return f"{line['rows_done']:,} rows"
+    return f"{line['rows_done']:,}/{line['rows_total']:,} rows ({100 * line['rows_done'] / line['rows_total']:.1f}%)"
 
 
 def duration(seconds: float | None) -> str:
@@ -170,25 +181,24 @@ def duration(seconds: float | None) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
-def _pool_text(name: str, pool: dict[str, Any]) -> str:
-    if not pool["replicas"]:
-        return f"{name}: loading"
+def _pool_text(pool: dict[str, Any]) -> str:
     each = pool["replicas"]
-    return (
-        f"{name} ×{each}: {pool['prompt_tokens_per_s'] / each:,.0f} prompt + {pool['output_tokens_per_s'] / each:,.0f} output tok/s each, "
-        f"{pool['in_flight']} in flight"
-    )
+    if not each:
+        return "loading"
+    prompt, output = pool["prompt_tokens_per_s"] / each, pool["output_tokens_per_s"] / each
+    return f"×{each}: {prompt:,.0f} + {output:,.0f} tok/s each, {pool['in_flight']} in flight"
 
 
 def _bars(line: dict[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
-    counts = f"[green]ok {line[OK]:,}[/] [yellow]rejected {line[REJECTED]:,}[/] [red]failed {line[FAILED]:,}[/]"
+    total = max(1, line["rows_total"] or 1)
     table.add_row(
         "rows",
-        ProgressBar(total=max(1, line["rows_total"]), completed=line["rows_done"], width=30),
-        f"{line['rows_done']:,}/{line['rows_total']:,}  {counts}  {line['rows_per_s']:.1f} rows/s  ETA {duration(line['eta_s'])}",
+        ProgressBar(total=total, completed=line["rows_done"], width=24),
+        f"{_share(line)}  [green]ok {line[OK]:,}[/] [yellow]rejected {line[REJECTED]:,}[/] [red]failed {line[FAILED]:,}[/]  "
+        f"{line['rows_per_s']:.1f} rows/s  ETA {duration(line['eta_s'])}",
     )
-    for name, pool in line["pools"].items():
-        share = ProgressBar(total=max(1, line["rows_total"]), completed=pool["rows"], width=30)
-        table.add_row(name, share, _pool_text(name, pool).partition(": ")[2])
+    if line["rows_total"]:
+        for name, pool in line["pools"].items():
+            table.add_row(name, ProgressBar(total=total, completed=pool["rows"], width=24), _pool_text(pool))
     return table

@@ -95,7 +95,9 @@ def garbled_share(text: str) -> float:
     """Characters of broken encodings / characters that are not blank."""
     counts = _counts(text)
     broken = counts[_BROKEN]
-    broken += sum(map(len, _TELLTALE.findall(text)))
+    telltales = _TELLTALE.findall(text)
+    if len(telltales) > 1:  # once is a mention
+        broken += sum(map(len, telltales))
     if counts[_LATIN_1] * 20 > len(text):
         broken += sum(len(match) for match in _LATIN_MISREAD.findall(text))
     if counts[_MISREAD_HAN] > _MISREAD_HAN_SHARE * (counts[_HAN] + counts[_MISREAD_HAN]):

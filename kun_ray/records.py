@@ -22,11 +22,10 @@ _BOUNDARY = re.compile(rb'\}\s{0,64}+,?\s{0,64}+\{\s{0,64}+"[^"\\]{0,128}+"\s{0,
 """The end of one object and the start of the next. Inside a valid JSON string a quote is escaped, so this cannot match
 there: it finds the next record without knowing where strings begin, however broken the one before it is."""
 _BOUNDARY_BYTES = 512
-_HEADER = re.compile(rb'(?:\xef\xbb\xbf)?\s*+(?:\{\s*+"records"\s*+:\s*+)?\[', re.IGNORECASE)
-_ARRAY = re.compile(
-    rb'(?:\xef\xbb\xbf)?\s*+(?:\{\s*+"records"\s*+:\s*+\[|\[\s*+(?:[{\]]|\Z)|\{[ \t\r]*+\n)', re.IGNORECASE
-)
-_SEPARATORS = b" \t\r\n,[]}"
+_HEADER = re.compile(rb'\s*+(?:\{\s*+"RECORDS"\s*+:\s*+)?\[')
+_ARRAY = re.compile(rb'\s*+(?:\{\s*+"RECORDS"\s*+:\s*+\[|\[\s*+(?:[{\]]|\Z)|\{[ \t\r]*+\n)')
+_BOM = b"\xef\xbb\xbf"
+_SEPARATORS = b" \t\r\n,[]}" + _BOM
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}"]', re.DOTALL)
 
 
@@ -40,8 +39,14 @@ class Record(NamedTuple):
 
 
 def split(stream: ByteStream, as_objects: bool = False) -> Iterator[Record]:
-    """Every record of a text: JSON lines, or (if it looks like it, or `as_objects`) an array, `{"RECORDS": […]}`, objects in a row."""
-    return split_objects(stream) if as_objects or _ARRAY.match(stream.peek(4096)) else split_lines(stream)
+    """Every record of a text: JSON lines, or an array, `{"RECORDS": […]}` or indented objects if it begins so.
+
+    With `as_objects` it is read as objects in a row, array or not, whatever its head looks like.
+    """
+    begin = len(stream.read(3)) if stream.peek(3) == _BOM else 0
+    if as_objects or _ARRAY.match(stream.peek(4096)):
+        return split_objects(stream, begin)
+    return split_lines(stream, begin)
 
 
 def parse(raw: bytes, offset: int) -> Record:
@@ -55,7 +60,8 @@ def parse(raw: bytes, offset: int) -> Record:
         if b"\\u" in raw:
             json.dumps(value, ensure_ascii=False).encode()  # lone surrogates such as "\ud800" fail here
     except UnicodeError as error:
-        return Record(offset, None, "bad_encoding", _short(error))
+        cut_off = isinstance(error, UnicodeDecodeError) and error.reason == "unexpected end of data"
+        return Record(offset, None, "bad_json" if cut_off else "bad_encoding", _short(error))
     except RecursionError:
         return Record(offset, None, "bad_json", "nested too deep")
     except ValueError as error:
@@ -63,9 +69,8 @@ def parse(raw: bytes, offset: int) -> Record:
     return _as_record(value, offset)
 
 
-def split_lines(stream: ByteStream) -> Iterator[Record]:
-    """JSON lines. Blank lines are no records."""
-    offset = 0
+def split_lines(stream: ByteStream, offset: int = 0) -> Iterator[Record]:
+    """JSON lines, the first at byte `offset`. Blank lines are no records."""
     held: list[bytes] = []
     num_held = 0
     ended: StreamError | None = None
@@ -106,15 +111,15 @@ def split_lines(stream: ByteStream) -> Iterator[Record]:
 class _Window:
     """The part of a stream that is held: `data`, which begins at byte `base` of the text."""
 
-    def __init__(self, stream: ByteStream) -> None:
+    def __init__(self, stream: ByteStream, base: int) -> None:
         self._stream = stream
         self.data = b""
-        self.base = 0
+        self.base = base
         self.at_end = False
         self.error: StreamError | None = None
 
     def more(self, keep_from: int) -> None:
-        """Forgets what stands before `keep_from` and reads on, the more the longer the record, so that cost stays linear."""
+        """Forgets what is before `keep_from` and reads on: more for a longer record, so that cost stays linear."""
         chunks = [self.data[keep_from:]]
         self.base += keep_from
         num_wanted = min(max(CHUNK_BYTES, len(chunks[0])), 16 * CHUNK_BYTES)
@@ -128,9 +133,9 @@ class _Window:
         self.data = b"".join(chunks)
 
 
-def split_objects(stream: ByteStream) -> Iterator[Record]:
-    """Objects of a JSON array, or in a row. Behind a broken one, reading goes on at the next boundary between objects."""
-    window = _Window(stream)
+def split_objects(stream: ByteStream, offset: int = 0) -> Iterator[Record]:
+    """Objects of a JSON array, or in a row. Behind a broken one, reading goes on at the next boundary."""
+    window = _Window(stream, offset)
     window.more(0)
     header = _HEADER.match(window.data)
     position = header.end() if header else 0
@@ -208,7 +213,7 @@ def _take(window: _Window, start: int) -> tuple[Record, int]:
 
 
 def _broken(window: _Window, start: int, end: int) -> tuple[Record, int]:
-    """The failed record at `start`. It ends at the boundary `end`, or sooner if an object with its first key begins there."""
+    """The failed record at `start`: it ends at the boundary `end`, or where an object with its first key begins."""
     first = _START.match(window.data, start)
     same_key = (
         other.start() for other in _START.finditer(window.data, start + 1, end) if first and other[1] == first[1]

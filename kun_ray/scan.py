@@ -67,13 +67,11 @@ def count_rows(path: str, filesystem: pafs.FileSystem, config: DedupConfig) -> i
 
 def fixed_bytes(column: Any, width: int) -> npt.NDArray[np.uint8]:
     """A column of binary(width) without nulls as (rows, width) bytes."""
-    array = _one_array(column)
+    if len(column) == 0:
+        return np.empty((0, width), np.uint8)
+    array = pa.concat_arrays(column.chunks)
     data = np.frombuffer(array.buffers()[1], np.uint8)
     return data[array.offset * width : (array.offset + len(array)) * width].reshape(-1, width)
-
-
-def _one_array(column: Any) -> Any:
-    return pa.concat_arrays(column.chunks)
 
 
 _HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
@@ -83,9 +81,9 @@ _NIBBLES[_HEX] = np.arange(16)
 
 def doc_ids(column: Any) -> U64:
     """doc_ids as (rows, 2) numbers that sort as the hex strings do."""
-    strings = _one_array(column.cast(pa.string()))
-    if len(strings) == 0:
+    if len(column) == 0:
         return NO_IDS
+    strings: Any = pa.concat_arrays(column.cast(pa.string()).chunks)
     ends = np.frombuffer(strings.buffers()[1], np.int32)[strings.offset : strings.offset + len(strings) + 1]
     digits = _NIBBLES[np.frombuffer(strings.buffers()[2], np.uint8)[ends[0] : ends[-1]]]
     if np.any(np.diff(ends) != 32) or digits.max() > 15:

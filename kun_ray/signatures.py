@@ -99,22 +99,15 @@ def signatures(texts: Sequence[str | None], config: DedupConfig) -> dict[str, An
         None if text is None else hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         for text in core
     ]
-    long_enough = np.array([text is not None and len(text) >= config.min_chars for text in core], bool)
-    values = np.zeros((len(core), math.prod(config.bands)), np.uint32)
-    if long_enough.any():
-        values[long_enough] = _minhash(
-            [text for text in core if text is not None and len(text) >= config.min_chars], config
-        )
+    long_texts = [text for text in core if text is not None and len(text) >= config.min_chars]
+    is_long = np.array([text is not None and len(text) >= config.min_chars for text in core], bool)
     bands, rows = config.bands
-    columns = [
-        pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(4 * rows),
-            len(core),
-            [None, pa.py_buffer(np.ascontiguousarray(values[:, rows * i : rows * (i + 1)]))],
-        )
-        for i in range(bands)
-    ]
-    minhash = pa.StructArray.from_arrays(columns, fields=list(minhash_field.type), mask=pa.array(~long_enough))
+    values = np.zeros((len(core), bands * rows), np.uint32)
+    if long_texts:
+        values[is_long] = _minhash(long_texts, config)
+    by_band = [values[:, rows * band : rows * (band + 1)].tobytes() for band in range(bands)]
+    columns = [pa.Array.from_buffers(pa.binary(4 * rows), len(core), [None, pa.py_buffer(data)]) for data in by_band]
+    minhash = pa.StructArray.from_arrays(columns, fields=list(minhash_field.type), mask=pa.array(~is_long))
     return {"exact": pa.array(exact, exact_field.type), "minhash": minhash}
 
 

@@ -1,0 +1,15 @@
+"""Cleans corpora (WuDao, WanJuan, SkyPile, jsonl, Parquet) into documents for the label model.
+
+python jobs/prepare.py conf/prepare.yaml output=runs/mine/prepare tokenizer=models/label
+"""
+
+from kun_ray.config import run_job
+from kun_ray.prepare import PrepareConfig, prepare
+
+
+def main(config: PrepareConfig) -> None:
+    prepare(config)
+
+
+if __name__ == "__main__":
+    run_job(PrepareConfig, main, __doc__)

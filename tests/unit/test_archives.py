@@ -1,0 +1,156 @@
+"""gzip and tar as streams: cut, damaged, hostile archives give one failed row each and keep what could be read."""
+
+import gzip
+import io
+import json
+import os
+import tarfile
+
+import pytest
+
+from kun_ray.archives import ByteStream, GunzipStream, StreamError
+from kun_ray.documents import extract_wanjuan, read_documents
+
+DOCS = [os.urandom(300).hex() for _ in range(400)]
+LINES = b"\n".join(json.dumps({"id": str(i), "content": text}).encode() for i, text in enumerate(DOCS)) + b"\n"
+
+
+def read(path, data: bytes) -> list[dict]:
+    path.write_bytes(data)
+    return [
+        row for table in read_documents(str(path), path.name, "w", extract_wanjuan([])) for row in table.to_pylist()
+    ]
+
+
+def outcome(rows: list[dict]) -> list[tuple[str, str | None]]:
+    return [(json.loads(row["meta"])["file"], row["reason"]) for row in rows]
+
+
+def tar(*members: tuple[str, bytes] | tarfile.TarInfo, mode: str = "w") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                archive.addfile(member)
+            else:
+                info = tarfile.TarInfo(member[0])
+                info.size = len(member[1])
+                archive.addfile(info, io.BytesIO(member[1]))
+    return buffer.getvalue()
+
+
+def special(name: str, kind: bytes) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, "/etc/passwd"
+    return info
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "gzipped-all-the-same.jsonl"])
+def test_gzip_is_known_by_its_bytes_and_may_have_several_members(tmp_path, name):
+    half = LINES.index(b"\n", len(LINES) // 2) + 10
+    rows = read(tmp_path / name, gzip.compress(LINES[:half]) + gzip.compress(LINES[half:]) + b"\0" * 700)
+    assert [row["text"] for row in rows] == DOCS
+    assert LINES[json.loads(rows[7]["meta"])["offset"] :].startswith(b'{"id": "7"')  # of the decompressed text
+
+
+def test_text_called_gz_is_read_as_text(tmp_path):
+    assert [row["text"] for row in read(tmp_path / "a.jsonl.gz", LINES)] == DOCS
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.9999])
+def test_cut_gzip_keeps_what_precedes_the_cut(tmp_path, share):
+    data = gzip.compress(LINES)
+    rows = read(tmp_path / "a.jsonl.gz", data[: int(len(data) * share)])
+    *good, last = rows
+    assert last["reason"] == "truncated_archive" and last["text"] is None
+    assert [row["text"] for row in good] == DOCS[: len(good)] and len(good) >= 400 * share - 3
+
+
+def test_damaged_gzip_says_so_and_keeps_what_came_before(tmp_path):
+    data = bytearray(gzip.compress(LINES))
+    data[-8:-4] = b"\0\0\0\0"  # the checksum
+    rows = read(tmp_path / "a.jsonl.gz", bytes(data))
+    assert rows[-1]["reason"] == "bad_archive" and len(rows) > 200
+    assert read(tmp_path / "b.jsonl.gz", gzip.compress(LINES) + b"rubbish")[-1]["reason"] == "bad_archive"
+
+
+def test_a_gzip_bomb_is_stopped(tmp_path):
+    bomb = gzip.compress(b'{"id": "0", "content": "x"}\n') + gzip.compress(b" " * (10 << 20)) * 20
+    rows = read(tmp_path / "a.jsonl.gz", bomb)
+    assert [row["reason"] for row in rows] == [None, "bad_archive"]
+    assert "bomb" in rows[1]["meta"]
+    stream = ByteStream(GunzipStream(io.BytesIO(bomb)))
+    num_read = 0
+    with pytest.raises(StreamError, match="bomb"):
+        while chunk := stream.read():
+            num_read += len(chunk)
+    assert num_read < 110 << 20
+
+
+@pytest.mark.parametrize("name", ["x.jsonl.tar.gz", "x.tgz", "x.tar", "tar-under-another-name.jsonl.gz"])
+def test_members_are_streamed_and_named(tmp_path, name):
+    data = tar(
+        special("d", tarfile.DIRTYPE),
+        ("d/a.jsonl", LINES),
+        ("d/._a.jsonl", b"mac"),
+        ("d/b.jsonl.gz", gzip.compress(LINES)),
+    )
+    rows = read(tmp_path / name, data if name.endswith("tar") else gzip.compress(data))
+    assert outcome(rows) == [(f"{name}!d/a.jsonl", None)] * 400 + [(f"{name}!d/b.jsonl.gz", None)] * 400
+    assert len({row["doc_id"] for row in rows}) == 800
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_hostile_members_are_failed_rows_and_written_nowhere(tmp_path):
+    here = os.listdir(tmp_path.parent)
+    data = tar(
+        ("/etc/kun.jsonl", LINES),
+        ("../up.jsonl", LINES),
+        special("link.jsonl", tarfile.SYMTYPE),
+        special("hard.jsonl", tarfile.LNKTYPE),
+        special("pipe.jsonl", tarfile.FIFOTYPE),
+        ("README.txt", b"read me"),
+        ("\udcff.jsonl", LINES),
+        ("good.jsonl", LINES),
+        ("good.jsonl", LINES),
+    )
+    rows = read(tmp_path / "x.tar.gz", gzip.compress(data))
+    assert [reason for _, reason in outcome(rows)] == ["bad_archive_member"] * 6 + [None] * 1200
+    assert {file for file, _ in outcome(rows[6:])} == {
+        "x.tar.gz!\\xff.jsonl",
+        "x.tar.gz!good.jsonl",
+        "x.tar.gz!good.jsonl#2",
+    }
+    assert len({row["doc_id"] for row in rows}) == 1206
+    assert os.listdir(tmp_path) == ["x.tar.gz"] and os.listdir(tmp_path.parent) == here
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_cut_tar_keeps_what_precedes_the_cut(tmp_path, zipped):
+    data = tar(("a.jsonl", LINES), ("b.jsonl", LINES))
+    cut = len(data) * 3 // 4
+    data = gzip.compress(data)[: int(len(gzip.compress(data)) * 0.75)] if zipped else data[:cut]
+    *good, last = read(tmp_path / "x.tar.gz", data)
+    assert outcome([last]) == [("x.tar.gz!b.jsonl", "truncated_archive")]
+    assert len(good) > 550 and all(row["status"] == "ok" for row in good)
+
+
+def test_a_damaged_tar_header_does_not_end_the_archive_in_silence(tmp_path):
+    data = bytearray(tar(("a.jsonl", LINES), ("b.jsonl", LINES)))
+    second = data.index(b"b.jsonl")
+    data[second : second + 20] = b"?" * 20
+    rows = read(tmp_path / "x.tar", bytes(data))
+    assert outcome(rows) == [("x.tar!a.jsonl", None)] * 400 + [("x.tar", "bad_archive")]
+    assert outcome(read(tmp_path / "y.tar.gz", gzip.compress(b"no tar at all" * 100))) == [("y.tar.gz", "bad_archive")]
+
+
+def test_a_damaged_member_does_not_cost_the_next(tmp_path):
+    inner = gzip.compress(LINES)
+    rows = read(tmp_path / "x.tar", tar(("a.jsonl.gz", inner[: len(inner) // 2]), ("b.jsonl", LINES)))
+    assert outcome(rows)[-401:] == [("x.tar!a.jsonl.gz", "truncated_archive")] + [("x.tar!b.jsonl", None)] * 400
+
+
+def test_archives_without_data_are_empty_files(tmp_path):
+    assert outcome(read(tmp_path / "x.tar", tar())) == [("x.tar", "empty_file")]
+    assert outcome(read(tmp_path / "y.tar", tar(("a.jsonl", b"")))) == [("y.tar!a.jsonl", "empty_file")]
+    assert outcome(read(tmp_path / "z.jsonl.gz", gzip.compress(b""))) == [("z.jsonl.gz", "empty_file")]

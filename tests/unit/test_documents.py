@@ -1,0 +1,229 @@
+"""What a record of each corpus becomes, and what becomes of records and files that cannot be read."""
+
+import gzip
+import json
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from kun_ray import schema
+from kun_ray.corpora import CorpusConfig, list_files, read_file
+from kun_ray.documents import render_exam, wanjuan_subset, without_title
+
+
+def config(path, format="jsonl", **fields) -> CorpusConfig:
+    return CorpusConfig(name="c", format=format, paths=[str(path)], **fields)
+
+
+def rows(corpus: CorpusConfig) -> list[dict]:
+    tables = [table for file in list_files(corpus) for table in read_file(corpus, file)]
+    assert all(table.schema == schema.DOCUMENT for table in tables)
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def put(path, *records) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(json.dumps(record, ensure_ascii=False) for record in records), encoding="utf-8")
+
+
+def test_wudao(tmp_path):
+    record = {
+        "id": 7,
+        "uniqueKey": "u",
+        "titleUkey": "t",
+        "dataType": "科技",
+        "title": "人工智能的未来",
+        "content": "人工智能的未来 正文。",
+    }
+    (tmp_path / "part-2021.json").write_text(
+        "\n" + json.dumps([record, {**record, "content": None}], ensure_ascii=False)
+    )
+    (tmp_path / "lines.json").write_text("\ufeff" + json.dumps(record))
+    in_lines, good, bad = rows(config(tmp_path, "wudao"))
+    assert in_lines["text"] == "正文。"
+    assert (good["text"], good["title"], good["status"], good["reason"]) == ("正文。", "人工智能的未来", "ok", None)
+    expected = {"id": 7, "uniqueKey": "u", "titleUkey": "t", "dataType": "科技", "file": "part-2021.json", "offset": 2}
+    assert json.loads(good["meta"]) == expected
+    assert (bad["text"], bad["status"], bad["reason"]) == (None, "failed", "missing_field")
+    assert "content" in json.loads(bad["meta"])["error"]
+    assert (good["tokens"], good["perplexity"]) == (None, None)
+
+
+def test_a_wudao_file_that_lost_its_beginning_is_read_from_the_next_record(tmp_path):
+    records = json.dumps([{"content": f"文{i}"} for i in range(5)], ensure_ascii=False)
+    (tmp_path / "x.json").write_text(records[8:])
+    assert [row["text"] for row in rows(config(tmp_path, "wudao"))] == [None, "文1", "文2", "文3", "文4"]
+
+
+@pytest.mark.parametrize(
+    ("text", "title", "expected"),
+    [
+        ("标题 正文", "标题", "正文"),
+        ("\u3000标题\u3000正文", " 标题 ", "正文"),
+        ("标题。正文", "标题", "正文"),
+        ("怎么做？先洗手", "怎么做？", "先洗手"),
+        ("二〇二一年度招生简章公布各省考生注意", "二〇二一年度招生简章公布", "各省考生注意"),
+        ("北京大学位于北京", "北京大学", "北京大学位于北京"),
+        ("中华人民共和国国务院的组织", "中华人民共和国国务院", "中华人民共和国国务院的组织"),
+        ("标题", "标题", "标题"),
+        ("标题 ", "标题", "标题 "),
+        ("正文 标题", "标题", "正文 标题"),
+        ("正文", "", "正文"),
+    ],
+)
+def test_a_repeated_title_is_cut_and_a_sentence_is_not(text, title, expected):
+    assert without_title(text, title) == expected
+
+
+def test_wanjuan_subsets_come_from_the_record_or_the_path(tmp_path):
+    put(
+        tmp_path / "raw/nlp/CN/Law-cn/part-0.jsonl",
+        {"id": "a", "content": "法"},
+        {"content": "网", "subset": "WebText-cn"},
+    )
+    assert [json.loads(row["meta"])["subset"] for row in rows(config(tmp_path / "raw/nlp/CN/Law-cn", "wanjuan"))] == [
+        "Law-cn",
+        "WebText-cn",
+    ]
+    assert wanjuan_subset("/WebText-cn/x.tar.gz!Patent-cn/y.jsonl") == "Patent-cn"
+    assert wanjuan_subset("/data/chinanews-CN/y") == "ChinaNews-cn"
+    assert wanjuan_subset("/data/y") is None
+
+
+def test_exam_questions_become_text(tmp_path):
+    question = {
+        "id": "e",
+        "q_type": None,
+        "q_main": "1+1=?",
+        "option_a": "1",
+        "option_b": "2",
+        "option_c": "",
+        "option_d": None,
+    }
+    answer = {
+        "std_ans": "B",
+        "answer": "x",
+        "answer_detail": "相加。",
+        "grade": "小学",
+        "major": "数学",
+        "keypoint": "加法",
+    }
+    put(
+        tmp_path / "Exam-cn/p.jsonl",
+        {**question, **answer},
+        {**question, "q_main": None},
+        {"q_main": "何为道？", "answer": ["无", "名"]},
+    )
+    full, missing, short = rows(config(tmp_path, "wanjuan"))
+    assert full["text"] == "题目：1+1=?\n选项：\nA. 1\nB. 2\n答案：B\n解析：相加。"
+    meta = json.loads(full["meta"])
+    assert [meta[key] for key in ("id", "subset", "grade", "major", "keypoint")] == [
+        "e",
+        "Exam-cn",
+        "小学",
+        "数学",
+        "加法",
+    ]
+    assert missing["reason"] == "missing_field" and short["text"] == "题目：何为道？\n答案：无；名"
+    assert render_exam({"q_main": "问", "std_ans": None, "answer": 3}) == "题目：问\n答案：3"
+
+
+def test_named_fields(tmp_path):
+    put(
+        tmp_path / "x.jsonl",
+        {"body": "正文", "head": "题", "url": "u", "tags": [1], "n": None},
+        {"text": "x"},
+        {"body": 3},
+        {"body": ""},
+    )
+    found = rows(config(tmp_path, text_field="body", title_field="head", meta_fields=["url", "tags", "n"]))
+    assert [(row["text"], row["status"], row["reason"]) for row in found] == [
+        ("正文", "ok", None),
+        (None, "failed", "missing_field"),
+        (None, "failed", "missing_field"),
+        ("", "ok", None),  # the length filter rejects it
+    ]
+    assert found[0]["title"] == "题" and found[0]["source"] == "c"
+    assert json.loads(found[0]["meta"]) == {"url": "u", "tags": [1], "file": "x.jsonl", "offset": 0}
+
+
+def test_skypile_reads_lines_gzip_and_parquet_alike(tmp_path):
+    texts = [f"天空 {i}" for i in range(2500)]
+    put(tmp_path / "2020-40_zh_head_0000.jsonl", *({"text": text} for text in texts))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress((tmp_path / "2020-40_zh_head_0000.jsonl").read_bytes()))
+    pq.write_table(pa.table({"text": texts, "url": texts}), tmp_path / "c.parquet", row_group_size=700)
+    corpus = config(tmp_path, "skypile", meta_fields=["url"])
+    found = rows(corpus)
+    assert [row["text"] for row in found] == texts * 3 and len({row["doc_id"] for row in found}) == 7500
+    assert json.loads(found[-1]["meta"]) == {"url": "天空 2499", "file": "c.parquet", "offset": 2499}
+    assert [table.num_rows for table in read_file(corpus, list_files(corpus)[2])] == [2000, 500]
+
+
+def test_parquet_that_is_not_as_it_should_be(tmp_path):
+    nulls = pa.table({"text": pa.array(["好", None, "坏"]).dictionary_encode()})
+    pq.write_table(nulls, tmp_path / "nulls.parquet")
+    pq.write_table(pa.table({"other": ["x", "y"]}), tmp_path / "other.parquet")
+    pq.write_table(pa.table({"text": pa.array([b"\xe5\xa5\xbd", b"\xff"], pa.binary())}), tmp_path / "binary.parquet")
+    lying = pa.StringArray.from_buffers(2, *pa.array([b"ok", b"\xff\xfe"], pa.binary()).buffers()[1:])
+    pq.write_table(pa.table({"text": lying}), tmp_path / "lying.parquet")
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "none.parquet")
+    (tmp_path / "zero.parquet").write_bytes(b"")
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "nulls.parquet").read_bytes()[:-20])
+    (tmp_path / "rubbish.parquet").write_bytes(b"rubbish")
+    found: dict[str, list] = {}
+    for row in rows(config(tmp_path, "parquet")):
+        found.setdefault(json.loads(row["meta"])["file"].split(".")[0], []).append(row["reason"] or row["text"])
+    assert found == {
+        "nulls": ["好", "missing_field", "坏"],
+        "other": ["missing_field"] * 2,
+        "binary": ["好", "bad_encoding"],
+        "lying": ["ok", "bad_encoding"],
+        "none": ["empty_file"],
+        "zero": ["empty_file"],
+        "cut": ["bad_parquet"],
+        "rubbish": ["bad_parquet"],
+    }
+
+
+def test_a_damaged_row_group_fails_row_by_row_and_the_next_is_read(tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(
+        pa.table({"text": [os.urandom(50).hex() for _ in range(300)]}), path, row_group_size=100, use_dictionary=False
+    )
+    place = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    data = bytearray(path.read_bytes())
+    data[place : place + 200] = b"\xff" * 200
+    path.write_bytes(data)
+    found = rows(config(path, "parquet"))
+    assert [row["reason"] for row in found] == [None] * 100 + ["bad_parquet"] * 100 + [None] * 100
+    assert [json.loads(row["meta"])["offset"] for row in found] == list(range(300))
+
+
+def test_empty_and_unreadable_files_leave_one_failed_row(tmp_path):
+    (tmp_path / "blank.jsonl").write_bytes(b"\xef\xbb\xbf \n\n")
+    (tmp_path / "empty.jsonl").write_bytes(b"")
+    (tmp_path / "gone.jsonl").symlink_to("/nowhere")
+    (tmp_path / "list.json").write_bytes(b"[ ]")
+    found = rows(config(tmp_path))
+    assert [(json.loads(row["meta"])["file"], row["status"], row["reason"]) for row in found] == [
+        ("blank.jsonl", "failed", "empty_file"),
+        ("empty.jsonl", "failed", "empty_file"),
+        ("gone.jsonl", "failed", "unreadable_file"),
+        ("list.json", "failed", "empty_file"),
+    ]
+    assert len({row["doc_id"] for row in found}) == 4
+
+
+def test_a_failed_row_never_has_the_id_of_a_document(tmp_path):
+    put(tmp_path / "x.jsonl", {"text": ""})
+    empty_text = rows(config(tmp_path))[0]["doc_id"]
+    (tmp_path / "x.jsonl").write_text("{")
+    assert rows(config(tmp_path))[0]["doc_id"] != empty_text
+
+
+def test_blocks_are_bounded_in_bytes(tmp_path):
+    put(tmp_path / "x.jsonl", *({"text": "字" * 1_000_000} for _ in range(20)))
+    corpus = config(tmp_path)
+    assert max(table.nbytes for table in read_file(corpus, list_files(corpus)[0])) < 20 << 20
