@@ -4,7 +4,7 @@ python jobs/export.py conf/export.yaml input=runs/demo/generate output=runs/demo
 """
 
 from kun_ray.config import run_job
-from kun_ray.export import ExportConfig, main
+from kun_ray.export import ExportConfig, export
 
 if __name__ == "__main__":
-    run_job(ExportConfig, main, __doc__)
+    run_job(ExportConfig, export, __doc__)

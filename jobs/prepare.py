@@ -6,10 +6,5 @@ python jobs/prepare.py conf/prepare.yaml output=runs/mine/prepare tokenizer=mode
 from kun_ray.config import run_job
 from kun_ray.prepare import PrepareConfig, prepare
 
-
-def main(config: PrepareConfig) -> None:
-    prepare(config)
-
-
 if __name__ == "__main__":
-    run_job(PrepareConfig, main, __doc__)
+    run_job(PrepareConfig, prepare, __doc__)

@@ -1,6 +1,6 @@
 """What stands beside exported data: the data card (README.md) and LLaMA-Factory's dataset_info.json.
 
-`export.main` calls it with the counts it has proved. Everything here turns values into text; nothing touches a file.
+`export.export` calls it with the counts it has proved. Everything here turns values into text; nothing touches a file.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import re
 import sys
 import textwrap
 import typing
@@ -17,12 +18,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 T = TypeVar("T")
 EXTENDS = "extends"
-"""In a YAML file: a list of other files, relative to it, that it builds upon."""
+"""In a YAML file: one file or a list of files, relative to it, that it builds upon."""
+
+_CREDENTIALS = re.compile(r"(?<=://)[!#-&(-?A-~]*:[!#-&(-?A-~]*@")
 
 
 class KunError(Exception):
@@ -68,29 +72,39 @@ def load(schema: type[T], argv: list[str]) -> T:
     try:
         config = OmegaConf.to_object(merged)
     except MissingMandatoryValue as error:
-        raise ConfigError(f"`{error.full_key}` has no value: give it in the YAML file or as {error.full_key}=…") from None
+        raise ConfigError(
+            f"`{error.full_key}` has no value: give it in the YAML file or as {error.full_key}=…"
+        ) from None
     except OmegaConfBaseException as error:
-        raise ConfigError(_first_line(error)) from None
+        raise ConfigError(f"`{getattr(error, 'full_key', None) or 'configuration'}`: {_first_line(error)}") from None
     return typing.cast(T, config)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The resolved configuration as plain JSON-able values."""
-    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config), resolve=True))
+    return dataclasses.asdict(config)
 
 
-def run_job(schema: type[T], main: Callable[[T], None], doc: str | None) -> None:
+def without_credentials(text: str) -> str:
+    """`text` without the `user:password@` of the URIs in it, for whatever is printed or kept."""
+    return _CREDENTIALS.sub("", text)
+
+
+def run_job(schema: type[T], main: Callable[[T], object], doc: str | None) -> None:
     """The body of every script under jobs/: parse, print the resolved configuration, call `main`, exit with a status.
 
     Exits 0 when `main` returns, 1 with one message on a KunError, 2 on a wrong configuration, 130 on Ctrl-C or SIGTERM.
     Any other exception keeps its traceback.
     """
     if any(arg in ("-h", "--help") for arg in sys.argv[1:]):
-        print(f"{(doc or '').strip()}\n\nusage: python {sys.argv[0]} [conf/FILE.yaml …] [key=value …]\n\n{describe(schema)}")
+        print(
+            f"{(doc or '').strip()}\n\nusage: python {sys.argv[0]} [conf/FILE.yaml …] [key=value …]\n\n{describe(schema)}"
+        )
         return
     try:
         config = load(schema, sys.argv[1:])
-        print("# " + OmegaConf.to_yaml(OmegaConf.structured(config)).strip().replace("\n", "\n# "), flush=True)
+        resolved = yaml.safe_dump(to_dict(config), allow_unicode=True, sort_keys=False)
+        print("# " + without_credentials(resolved).strip().replace("\n", "\n# "), flush=True)
         main(config)
     except ConfigError as error:
         sys.exit(_say(f"configuration error: {error}", 2))
@@ -112,7 +126,11 @@ def describe(schema: type, prefix: str = "") -> str:
             lines += [f"{name}: {sentences.get(field.name, nested.__doc__ or '')}", describe(nested, below)]
             continue
         default = _default_text(field)
-        type_name = hint.__name__ if isinstance(hint, type) and typing.get_origin(hint) is None else str(hint).replace("typing.", "")
+        type_name = (
+            hint.__name__
+            if isinstance(hint, type) and typing.get_origin(hint) is None
+            else str(hint).replace("typing.", "")
+        )
         lines.append(f"{name} ({type_name}{default})")
         lines.append(textwrap.indent(textwrap.fill(sentences.get(field.name, ""), 110), "    "))
     return "\n".join(line for line in lines if line.strip())
@@ -132,18 +150,24 @@ def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def _parse(arg: str) -> DictConfig:
     if "=" in arg:
-        return typing.cast(DictConfig, OmegaConf.from_dotlist([arg]))
-    path = Path(arg)
+        return OmegaConf.from_dotlist([arg])
+    return _read(Path(arg), ())
+
+
+def _read(path: Path, extending: tuple[Path, ...]) -> DictConfig:
     if not path.is_file():
-        raise ConfigError(f"no configuration file {arg} (overrides are written key=value)")
+        raise ConfigError(f"no configuration file {path} (overrides are written key=value)")
+    if path.resolve() in extending:
+        raise ConfigError(f"{path} extends itself, by way of {' and '.join(file.name for file in extending)}")
     try:
         content = OmegaConf.load(path)
     except Exception as error:  # a YAML library's own error classes: any of them means the same to the user
-        raise ConfigError(f"{arg} is not valid YAML: {error}") from None
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(content, DictConfig):
-        raise ConfigError(f"{arg} must hold a mapping of keys to values")
-    bases = content.pop(EXTENDS, [])
-    merged = OmegaConf.merge(*(_parse(str(path.parent / base)) for base in bases), content)
+        raise ConfigError(f"{path} must hold a mapping of keys to values")
+    bases = content.pop(EXTENDS, None) or []
+    bases = [bases] if isinstance(bases, str) else bases
+    merged = OmegaConf.merge(*(_read(path.parent / str(base), (*extending, path.resolve())) for base in bases), content)
     return typing.cast(DictConfig, merged)
 
 
@@ -164,7 +188,11 @@ def _nearest(schema: type, key: str) -> str:
     close = difflib.get_close_matches(key, known, 1, 0.6)
     if not close:
         close = [by_leaf[leaf] for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(by_leaf), 1, 0.6)]
-    return f"; did you mean `{close[0]}`?" if close else f"; valid keys: {', '.join(sorted({n.split('.')[0] for n in known}))}"
+    return (
+        f"; did you mean `{close[0]}`?"
+        if close
+        else f"; valid keys: {', '.join(sorted({n.split('.')[0] for n in known}))}"
+    )
 
 
 def _known_keys(schema: type, prefix: str = "") -> typing.Iterator[str]:
@@ -205,7 +233,7 @@ def _field_sentences(schema: type) -> dict[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0]
     assert isinstance(body, ast.ClassDef)
     for node, following in zip(body.body, body.body[1:], strict=False):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(following, ast.Expr):
-            if isinstance(following.value, ast.Constant) and isinstance(following.value.value, str):
-                sentences[node.target.id] = " ".join(following.value.value.split())
+        match node, following:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(sentence))):
+                sentences[name] = " ".join(sentence.split())
     return sentences

@@ -50,8 +50,6 @@ class CorpusConfig:
     """Field that holds the title, if there is one; wudao knows its own."""
     meta_fields: list[str] = dataclasses.field(default_factory=list)
     """Further fields, such as `id` or `url`, that are kept in `meta`."""
-    licence: str | None = None
-    """Licence of the corpus, such as `CC BY 4.0`: printed in the data card of what is made of it."""
 
     def __post_init__(self) -> None:
         require(

@@ -18,7 +18,15 @@ from omegaconf import MISSING
 from kun_ray.config import ConfigError, one_of, require
 from kun_ray.steps import Reply, Sampling
 
-OWN_FIELDS = ("model", "tokenizer", "max_num_seqs", "max_model_len", "tensor_parallel_size", "pipeline_parallel_size", "trust_remote_code")
+OWN_FIELDS = (
+    "model",
+    "tokenizer",
+    "max_num_seqs",
+    "max_model_len",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "trust_remote_code",
+)
 """vLLM arguments that have a field of their own in EngineConfig."""
 
 
@@ -36,6 +44,9 @@ class EngineConfig:
     """GPUs that share each layer; always within one node."""
     pipeline_parallel_size: int = 1
     """Groups of GPUs that share the stack of layers; may span nodes."""
+    gpu_share: float = 1.0
+    """Part of one GPU that a small model's engine reserves, such as 0.5 for two on one card; lower
+    engine.gpu_memory_utilization with it."""
     max_num_seqs: int = 256
     """Sequences an engine decodes at once."""
     max_model_len: int | None = None
@@ -53,12 +64,14 @@ class EngineConfig:
         one_of("accelerator", self.accelerator, ("cpu", "gpu"))
         for name in ("tensor_parallel_size", "pipeline_parallel_size", "max_num_seqs"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1")
+        require(0 < self.gpu_share <= 1, "gpu_share must lie in (0, 1]")
         for name in self.engine:
             require(name not in OWN_FIELDS, f"engine.{name} has a field of its own: write `{name}:` beside `engine:`")
 
-    def num_gpus(self) -> int:
+    def num_gpus(self) -> float:
         """GPUs that one engine holds."""
-        return self.tensor_parallel_size * self.pipeline_parallel_size if self.accelerator == "gpu" else 0
+        workers = self.tensor_parallel_size * self.pipeline_parallel_size
+        return (workers if workers > 1 else self.gpu_share) if self.accelerator == "gpu" else 0
 
 
 class EngineDead(Exception):
@@ -111,7 +124,11 @@ class VllmEngine:
         from vllm import SamplingParams
 
         params = SamplingParams(
-            max_tokens=1, temperature=0.0, logprob_token_ids=list(candidates), detokenize=False, output_kind=_final_only()
+            max_tokens=1,
+            temperature=0.0,
+            logprob_token_ids=list(candidates),
+            detokenize=False,
+            output_kind=_final_only(),
         )
         output = await self._request(prompt, params)
         found = output.outputs[0].logprobs[0]
@@ -121,9 +138,13 @@ class VllmEngine:
     async def perplexity(self, prompt: list[int]) -> Reply:
         from vllm import SamplingParams
 
-        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, output_kind=_final_only())
+        params = SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, output_kind=_final_only()
+        )
         output = await self._request(prompt, params)
-        logprobs = [at[token].logprob for token, at in zip(prompt, output.prompt_logprobs, strict=True) if at is not None]
+        logprobs = [
+            at[token].logprob for token, at in zip(prompt, output.prompt_logprobs, strict=True) if at is not None
+        ]
         measured = math.exp(min(-sum(logprobs) / len(logprobs), 700.0)) if logprobs else None
         return Reply(len(prompt), 0, "measured", perplexity=measured)
 
@@ -136,23 +157,30 @@ class VllmEngine:
 
         self._num_requests += 1
         self._num_running += 1
-        output = None
+        result = None
         try:
             async for output in self._llm.generate({"prompt_token_ids": prompt}, params, str(self._num_requests)):
-                pass
+                result = output
         except EngineDeadError as error:
             raise EngineDead(str(error)) from error
         finally:
             self._num_running -= 1
-        return output
+        return result
 
 
 def engine_arguments(config: EngineConfig, model_path: str) -> dict[str, Any]:
     """The keyword arguments of vLLM's AsyncEngineArgs for a configuration."""
-    arguments: dict[str, Any] = {name: getattr(config, name) for name in OWN_FIELDS if name not in ("model", "tokenizer")}
+    arguments: dict[str, Any] = {
+        name: getattr(config, name) for name in OWN_FIELDS if name not in ("model", "tokenizer")
+    }
     if config.max_model_len is None:
         del arguments["max_model_len"]
-    arguments |= {"model": model_path, "enable_log_requests": False, "disable_log_stats": True, "use_tqdm_on_load": False}
+    arguments |= {
+        "model": model_path,
+        "enable_log_requests": False,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
     if config.accelerator == "cpu":
         arguments |= {"enforce_eager": True}  # torch.compile of a tiny model takes 117 s instead of 23 s on two cores
     return {**arguments, **config.engine}
@@ -181,7 +209,12 @@ def check_engine_installed(config: EngineConfig) -> None:
 
 def environment(config: EngineConfig, replicas: int) -> dict[str, str]:
     """Environment variables that an engine's process needs before vLLM is imported."""
-    variables = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
+    variables = {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     variables |= {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR", "TORCH_LOGS": "-all"}
     if config.accelerator == "cpu":
         threads = config.cpu_threads or max(1, (os.cpu_count() or 1) // max(1, replicas))

@@ -34,6 +34,7 @@ def connect(config: RayConfig, min_cpus: int = LOCAL_MIN_CPUS) -> None:
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": True}
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's C++ side warns of things no user can change
     try:
         if address:
             submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # `ray job submit` has shipped the code already
@@ -42,9 +43,12 @@ def connect(config: RayConfig, min_cpus: int = LOCAL_MIN_CPUS) -> None:
         else:
             store = int(config.object_store_gb * 1e9) if config.object_store_gb else None
             num_cpus = config.num_cpus or max(min_cpus, os.cpu_count() or 1)
+            os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(num_cpus))
             ray.init("local", num_cpus=num_cpus, object_store_memory=store, include_dashboard=False, **quiet)
     except ConnectionError as error:
-        raise ConfigError(f"no Ray cluster answers at {address}: {error}; start one with `ray start --head`, or unset ray.address") from None
+        raise ConfigError(
+            f"no Ray cluster answers at {address}: {error}; start one with `ray start --head`, or unset ray.address"
+        ) from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stage that is told to end does so as on Ctrl-C
 
 
@@ -65,7 +69,11 @@ def warn_if_not_shared(uris: list[str]) -> None:
     nodes = sum(1 for node in ray.nodes() if node["Alive"])
     local = [uri for uri in uris if is_local(uri)]
     if nodes > 1 and local:
-        print(f"note: {nodes} nodes; {', '.join(local)} must lie on storage that all of them share", file=sys.stderr, flush=True)
+        print(
+            f"note: {nodes} nodes; {', '.join(local)} must lie on storage that all of them share",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def configure(folder: Folder, id_column: str = "doc_id", max_waiting_rows: int | None = None) -> None:
@@ -152,7 +160,11 @@ def stopping(on_stop: Callable[[], None], grace_s: float) -> Iterator[threading.
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        print(f"\nstopping: finishing the rows in flight (at most {grace_s:g} s; once more to stop at once)", file=sys.stderr, flush=True)
+        print(
+            f"\nstopping: finishing the rows in flight (at most {grace_s:g} s; once more to stop at once)",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def watch() -> None:
         while not asked.wait(0.2):
@@ -175,3 +187,11 @@ def stopping(on_stop: Callable[[], None], grace_s: float) -> Iterator[threading.
 def local_cpus(needed: float) -> int:
     """Logical CPUs that a local Ray needs when the pools reserve `needed`."""
     return LOCAL_MIN_CPUS + math.ceil(needed)
+
+
+def root_cause(error: BaseException) -> str:
+    """The innermost message of an error that Ray has wrapped."""
+    while (inner := getattr(error, "cause", None) or error.__cause__) is not None and inner is not error:
+        error = inner
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

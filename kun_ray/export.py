@@ -1,6 +1,6 @@
 """The export stage: finished rows → Alpaca and ShareGPT jsonl, Parquet with full lineage, and a data card.
 
-`jobs/export.py` and the pipeline call `main`. It reads the generate stage twice (`selection` decides, then the rows are
+`jobs/export.py` and the pipeline call `export`. It reads the generate stage twice (`selection` decides, then the rows are
 streamed into files), so memory does not grow with the text. It needs no Ray and never changes its input.
 """
 
@@ -69,7 +69,7 @@ class ExportConfig:
         )
 
 
-def main(config: ExportConfig) -> None:
+def export(config: ExportConfig) -> None:
     """Exports one generate stage; does nothing when this very export is complete.
 
     Raises:

@@ -1,6 +1,6 @@
 """The files of an export: chosen rows as Alpaca jsonl, ShareGPT jsonl and Parquet, written once and read back.
 
-`export.main` calls it with the split of every row; it streams the rows and never decides anything about them.
+`export.export` calls it with the split of every row; it streams the rows and never decides anything about them.
 """
 
 from __future__ import annotations

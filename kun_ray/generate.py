@@ -21,14 +21,23 @@ from kun_ray import execution, store
 from kun_ray.config import ConfigError, KunError, RayConfig, require, to_dict
 from kun_ray.engine import check_engine_arguments, check_engine_installed, environment
 from kun_ray.pool import DEFERRED, Pool, PoolConfig
-from kun_ray.progress import Board, Monitor, duration
+from kun_ray.progress import Monitor, duration, new_board
 from kun_ray.prompts import load_tokenizer
 from kun_ray.schema import OK, STEP_RESULTS
 from kun_ray.steps import StepsConfig, build_step
 
 NEEDS = {"perplexity": ["text"], "label": ["text"], "score": ["instruction"], "polish": ["text", "instruction"]}
 """Columns that each step reads."""
-DECIDES_OUTPUT = ("dtype", "quantization", "kv_cache_dtype", "revision", "hf_overrides", "load_format", "seed", "generation_config")
+DECIDES_OUTPUT = (
+    "dtype",
+    "quantization",
+    "kv_cache_dtype",
+    "revision",
+    "hf_overrides",
+    "load_format",
+    "seed",
+    "generation_config",
+)
 """vLLM arguments that change what an engine answers; the others only change how fast."""
 
 
@@ -54,7 +63,9 @@ class GenerateConfig:
     """The Ray cluster."""
 
     def __post_init__(self) -> None:
-        require(len(self.pools) > 0, "pools: give at least one, such as pools.label.model=… and pools.label.steps=[label]")
+        require(
+            len(self.pools) > 0, "pools: give at least one, such as pools.label.model=… and pools.label.steps=[label]"
+        )
         steps = [step for pool in self.pools.values() for step in pool.steps]
         require(len(steps) == len(set(steps)), f"a step runs in two pools: {', '.join(steps)}")
         require(self.rows_per_file >= 1, "rows_per_file must be at least 1")
@@ -80,7 +91,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
 
     started = time.monotonic()
     num_rows, num_before = source.dataset().count_rows(), count_written(folder)
-    board: Any = Board.remote()
+    board = new_board()
     names = list(config.pools)
     execution.configure(folder, max_waiting_rows=config.max_waiting_rows)
     with (
@@ -88,23 +99,34 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         Monitor(board, folder, names, num_rows, num_before, config.ray.log_every_s) as monitor,
     ):
         try:
-            execution.write(build_dataset(config, source, board), folder, config.rows_per_file)
+            documents = ray.data.read_parquet(source.parts(), filesystem=source.filesystem)
+            execution.write(build_dataset(config, documents, board), folder, config.rows_per_file)
         except ray.exceptions.RayError as error:
-            raise KunError(f"the run ended early: {root_cause(error)}\nWhat was finished is kept; run the same command again to continue.") from error
+            raise KunError(
+                f"the run ended early: {execution.root_cause(error)}\nWhat was finished is kept; run the same command again to continue."
+            ) from error
     if stopped.is_set() and count_written(folder) < num_rows:
         raise KeyboardInterrupt
     elapsed = time.monotonic() - started
     counts = store.prove_counts(folder, num_rows)
-    summary = {"stage": "generate", **counts, "rows_in": num_rows, "elapsed_s": round(elapsed, 1), "pools": monitor.totals()}
+    summary = {
+        "stage": "generate",
+        **counts,
+        "rows_in": num_rows,
+        "elapsed_s": round(elapsed, 1),
+        "pools": monitor.totals(),
+    }
     folder.finish(summary)
-    print(f"{counts['rows']:,} rows: {counts[OK]:,} ok, {counts['rejected']:,} rejected, {counts['failed']:,} failed, in {duration(elapsed)}")
+    print(
+        f"{counts['rows']:,} rows: {counts[OK]:,} ok, {counts['rejected']:,} rejected, {counts['failed']:,} failed, in {duration(elapsed)}"
+    )
     print(f"written to {config.output}")
     return summary
 
 
-def build_dataset(config: GenerateConfig, source: store.Folder, board: Any) -> ray.data.Dataset:
-    """The lazy dataset: read, one actor pool after the other, without the rows that a stopping run deferred."""
-    dataset = ray.data.read_parquet(source.parts(), filesystem=source.filesystem)
+def build_dataset(config: GenerateConfig, documents: ray.data.Dataset, board: Any) -> ray.data.Dataset:
+    """The lazy dataset: one actor pool after the other, without the rows that a stopping run deferred."""
+    dataset = documents
     for name, pool in config.pools.items():
         concurrent = pool.num_concurrent_blocks()
         dataset = dataset.repartition(target_num_rows_per_block=pool.rows_per_block).map_batches(
@@ -117,8 +139,8 @@ def build_dataset(config: GenerateConfig, source: store.Folder, board: Any) -> r
                 min_size=pool.replicas,
                 max_size=pool.max_replicas or pool.replicas,
                 max_tasks_in_flight_per_actor=math.ceil(1.75 * concurrent),
+                max_concurrent_calls_per_actor=concurrent,
             ),
-            max_concurrency=concurrent,
             **actor_options(pool),
         )
     return dataset.filter(expr=f"status != '{DEFERRED}'")
@@ -144,9 +166,13 @@ def actor_options(pool: PoolConfig) -> dict[str, Any]:
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        bundles: list[dict[str, float]] = [{"GPU": pool.tensor_parallel_size, "CPU": pool.num_cpus} for _ in range(pool.pipeline_parallel_size)]
+        bundles: list[dict[str, float]] = [
+            {"GPU": pool.tensor_parallel_size, "CPU": pool.num_cpus} for _ in range(pool.pipeline_parallel_size)
+        ]
         group = placement_group(bundles, strategy="PACK")
-        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)}
+        return {
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+        }
 
     return {**options, "num_gpus": 0, "ray_remote_args_fn": in_group}
 
@@ -157,31 +183,45 @@ def preflight(config: GenerateConfig, source: store.Folder) -> None:
     statuses = source.dataset().to_table(columns=["status", "tokens"])
     wanted = statuses.filter(pc.equal(statuses["status"], OK))
     if wanted.num_rows == 0:
-        raise ConfigError(f"{config.input} has {statuses.num_rows} rows, but none with status ok: there is nothing to do")
+        raise ConfigError(
+            f"{config.input} has {statuses.num_rows} rows, but none with status ok: there is nothing to do"
+        )
     longest = pc.max(wanted["tokens"]).as_py() or 0
     for name, pool in config.pools.items():
         check_engine_installed(pool)
         check_engine_arguments(pool)
         for step in pool.steps:
-            needs = [*NEEDS[step], *(["text"] if step == "score" and config.steps.score and config.steps.score.input == "pair" else [])]
+            needs = [
+                *NEEDS[step],
+                *(["text"] if step == "score" and config.steps.score and config.steps.score.input == "pair" else []),
+            ]
             missing = [column for column in needs if column not in columns]
-            require(not missing, f"pools.{name} runs `{step}`, which reads {', '.join(missing)}: run the step that writes it first")
+            require(
+                not missing,
+                f"pools.{name} runs `{step}`, which reads {', '.join(missing)}: run the step that writes it first",
+            )
             columns |= {field.name for field in STEP_RESULTS[step]}
         _check_model(name, pool, config.steps, longest)
 
 
 def _check_model(name: str, pool: PoolConfig, steps: StepsConfig, longest: int) -> None:
     if store.is_missing_folder(pool.model):
-        raise ConfigError(f"pools.{name}.model: there is no folder {pool.model}; give a folder with a model in it, or a hub id")
+        raise ConfigError(
+            f"pools.{name}.model: there is no folder {pool.model}; give a folder with a model in it, or a hub id"
+        )
     path = store.fetch_model(pool.model, weights=False)
     tokenizer = load_tokenizer(path, pool.chat_template, pool.trust_remote_code)
     try:
         hf_config = AutoConfig.from_pretrained(path, trust_remote_code=pool.trust_remote_code)
     except Exception as error:  # transformers raises many classes for an unreadable config.json
-        raise ConfigError(f"pools.{name}.model: {pool.model} cannot be read as a model: {str(error).splitlines()[0]}") from None
+        raise ConfigError(
+            f"pools.{name}.model: {pool.model} cannot be read as a model: {str(error).splitlines()[0]}"
+        ) from None
     most = getattr(hf_config, "max_position_embeddings", None) or math.inf
     context = pool.max_model_len or most
-    require(context <= most, f"pools.{name}.max_model_len is {context}, but {pool.model} has a context of {most} tokens")
+    require(
+        context <= most, f"pools.{name}.max_model_len is {context}, but {pool.model} has a context of {most} tokens"
+    )
     for step_name in pool.steps:
         step = build_step(step_name, steps, tokenizer)
         needed = step.num_reserved_tokens() + longest
@@ -196,14 +236,21 @@ def _check_model(name: str, pool: PoolConfig, steps: StepsConfig, longest: int) 
 def require_placement(config: GenerateConfig) -> None:
     """Raises ConfigError when the cluster could never hold all pools at once, or no node holds a replica's GPUs."""
     pools = config.pools.values()
-    needs = {"CPU": sum(p.replicas * p.num_cpus for p in pools) + 1, "GPU": sum(p.replicas * p.num_gpus() for p in pools)}
+    needs = {
+        "CPU": sum(p.replicas * p.num_cpus for p in pools) + 1,
+        "GPU": sum(p.replicas * p.num_gpus() for p in pools),
+    }
     for pool in pools:
         for resource, amount in pool.resources.items():
             needs[resource] = needs.get(resource, 0) + amount * pool.replicas
-    execution.require_resources({k: float(v) for k, v in needs.items() if v}, f"{config.output}: {' + '.join(config.pools)}")
+    execution.require_resources(
+        {k: float(v) for k, v in needs.items() if v}, f"{config.output}: {' + '.join(config.pools)}"
+    )
     largest = max((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
     for name, pool in config.pools.items():
-        in_one_node = pool.tensor_parallel_size if pool.engine.get("distributed_executor_backend") == "ray" else pool.num_gpus()
+        in_one_node = (
+            pool.tensor_parallel_size if pool.engine.get("distributed_executor_backend") == "ray" else pool.num_gpus()
+        )
         if pool.accelerator == "gpu" and in_one_node > largest:
             raise ConfigError(
                 f"pools.{name}: a replica wants {in_one_node} GPUs in one node, but the largest node has {largest:g}: lower "
@@ -235,11 +282,3 @@ def fingerprint(config: GenerateConfig, source: store.Folder) -> dict[str, Any]:
 def count_written(folder: store.Folder) -> int:
     """Rows in the stage's files so far."""
     return folder.dataset().count_rows() if folder.parts() else 0
-
-
-def root_cause(error: BaseException) -> str:
-    """The innermost message of an error that Ray has wrapped."""
-    while (inner := getattr(error, "cause", None) or error.__cause__) is not None and inner is not error:
-        error = inner
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

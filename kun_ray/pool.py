@@ -58,7 +58,9 @@ class PoolConfig(EngineConfig):
         for step in self.steps:
             require(step in STEPS, f"there is no step `{step}`; steps are {', '.join(STEPS)}")
         require(self.replicas >= 1, "replicas must be at least 1")
-        require(self.max_replicas is None or self.max_replicas >= self.replicas, "max_replicas must not be below replicas")
+        require(
+            self.max_replicas is None or self.max_replicas >= self.replicas, "max_replicas must not be below replicas"
+        )
         require(self.rows_per_block >= 1, "rows_per_block must be at least 1")
 
     def max_in_flight(self) -> int:
@@ -161,4 +163,6 @@ class Pool:
         kind = f"{step.name}: {type(error).__name__}"
         if kind not in self._warned:  # one log line per kind of error; the rows carry the count
             self._warned.add(kind)
-            logger.warning("pool %s, step %s, row %s: %s: %s", self._name, step.name, row["doc_id"], type(error).__name__, error)
+            logger.warning(
+                "pool %s, step %s, row %s: %s: %s", self._name, step.name, row["doc_id"], type(error).__name__, error
+            )

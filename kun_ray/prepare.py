@@ -28,7 +28,7 @@ from kun_ray.config import KunError, RayConfig, require, to_dict
 from kun_ray.corpora import CorporaDatasource, CorpusConfig, read_corpora
 from kun_ray.dedup import SIGNATURE_VERSION, DedupConfig, find_duplicates, signature_fields, signatures
 from kun_ray.filters import FilterConfig, build_filters, filter_texts
-from kun_ray.progress import Board, Monitor, duration
+from kun_ray.progress import Monitor, duration, new_board
 from kun_ray.prompts import count_tokens, load_tokenizer
 from kun_ray.schema import DOCUMENT, FAILED, OK, REJECTED, to_table
 
@@ -96,10 +96,19 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     counts = store.prove_counts(folder, num_read)
     elapsed = time.monotonic() - started
     tokens = _total(folder, "tokens")
-    summary = {"stage": "prepare", **counts, "rows_in": num_read, "files": len(files), "tokens": tokens, "elapsed_s": round(elapsed, 1)}
+    summary = {
+        "stage": "prepare",
+        **counts,
+        "rows_in": num_read,
+        "files": len(files),
+        "tokens": tokens,
+        "elapsed_s": round(elapsed, 1),
+    }
     folder.finish(summary)
     folder.filesystem.delete_dir(clean.path)
-    print(f"{counts['rows']:,} records: {counts[OK]:,} ok, {counts[REJECTED]:,} rejected, {counts[FAILED]:,} failed, in {duration(elapsed)}")
+    print(
+        f"{counts['rows']:,} records: {counts[OK]:,} ok, {counts[REJECTED]:,} rejected, {counts[FAILED]:,} failed, in {duration(elapsed)}"
+    )
     print(f"written to {config.output}")
     return summary
 
@@ -112,9 +121,15 @@ def clean_batch(table: pa.Table, config: PrepareConfig, board: Any = None) -> pa
     filtered = filter_texts([row["text"] for row in readable], build_filters(config.filters), config.filters, counter)
     for row, result in zip(readable, filtered, strict=True):
         tokens = result.measures.get("tokens")
-        row.update(text=result.text, tokens=None if tokens is None else int(tokens), perplexity=result.measures.get("perplexity"))
+        row.update(
+            text=result.text,
+            tokens=None if tokens is None else int(tokens),
+            perplexity=result.measures.get("perplexity"),
+        )
         row["title"] = _clean_title(row["title"], config.filters)
-        masked = {name.removeprefix("masked_"): int(n) for name, n in result.measures.items() if name.startswith("masked_")}
+        masked = {
+            name.removeprefix("masked_"): int(n) for name, n in result.measures.items() if name.startswith("masked_")
+        }
         if masked:
             row["meta"] = json.dumps({**json.loads(row["meta"]), "masked": masked}, ensure_ascii=False)
         if result.reason is not None:
@@ -132,7 +147,7 @@ def _clean(config: PrepareConfig, clean: store.Folder) -> int:
     """Phase 1: every record read and filtered into `_clean`. Returns the number of records."""
     if not clean.is_complete():
         clean.filesystem.create_dir(clean.path, recursive=True)
-        board: Any = Board.remote()
+        board = new_board()
         execution.configure(clean)
         monitor = Monitor(board, store.Folder(config.output), ["filter"], None, _count(clean), config.ray.log_every_s)
         with monitor:
@@ -146,7 +161,9 @@ def _clean(config: PrepareConfig, clean: store.Folder) -> int:
             try:
                 execution.write(documents, clean, config.rows_per_file)
             except ray.exceptions.RayError as error:
-                raise KunError(f"the run ended early: {execution.root_cause(error)}\nRun the same command again to continue.") from error
+                raise KunError(
+                    f"the run ended early: {execution.root_cause(error)}\nRun the same command again to continue."
+                ) from error
         if not clean.parts():
             raise KunError("the corpora hold no records at all: nothing to prepare")
         clean.finish({"rows": _count(clean)})
@@ -188,13 +205,17 @@ def publish_part(filesystem: fs.FileSystem, target: str, duplicates: Any, path: 
 
 def run_parallel(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
     """function over items as Ray tasks, results in the order of the items."""
-    task: Any = ray.remote(num_cpus=1)(function if not isinstance(function, functools.partial) else lambda item: function(item))
+    task: Any = ray.remote(num_cpus=1)(
+        function if not isinstance(function, functools.partial) else lambda item: function(item)
+    )
     yield from ray.get([task.remote(item) for item in items])
 
 
 @functools.lru_cache(maxsize=2)
 def _tokenizer(path: str) -> Any:
-    return load_tokenizer(store.fetch_model(path, weights=False), chat_template="chatml")  # the template is not used here
+    return load_tokenizer(
+        store.fetch_model(path, weights=False), chat_template="chatml"
+    )  # the template is not used here
 
 
 def _clean_title(title: str | None, config: FilterConfig) -> str | None:
@@ -208,7 +229,10 @@ def _clean_title(title: str | None, config: FilterConfig) -> str | None:
 def _fingerprint(config: PrepareConfig, listing: str) -> dict[str, Any]:
     plain = to_dict(config)
     return {
-        "corpora": {corpus["name"]: {key: corpus[key] for key in ("format", "text_field", "title_field", "meta_fields")} for corpus in plain["corpora"]},
+        "corpora": {
+            corpus["name"]: {key: corpus[key] for key in ("format", "text_field", "title_field", "meta_fields")}
+            for corpus in plain["corpora"]
+        },
         "input": hashlib.blake2b(listing.encode(), digest_size=16).hexdigest(),
         "tokenizer": config.tokenizer and store.model_digest(config.tokenizer),
         "filters": plain["filters"],

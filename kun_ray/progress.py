@@ -54,10 +54,17 @@ class Board:
         return dict(self._replicas)
 
 
+def new_board() -> Any:
+    """Starts a Board and returns its handle."""
+    return Board.remote()  # type: ignore[attr-defined]
+
+
 class Monitor:
     """Shows a run's progress from a thread of the driver: `with Monitor(…):` around the execution."""
 
-    def __init__(self, board: Any, folder: Folder, pools: list[str], num_rows: int | None, num_before: int, every_s: float) -> None:
+    def __init__(
+        self, board: Any, folder: Folder, pools: list[str], num_rows: int | None, num_before: int, every_s: float
+    ) -> None:
         """
         Args:
             board: handle of the Board.

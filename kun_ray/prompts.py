@@ -1,20 +1,24 @@
 """Prompt text → token ids, so that a row's text can never act as a control token. Training and inference both render here.
 
 A template is rendered once through the model's chat template with markers where the row's text will stand, cut at the
-markers, and its fixed pieces tokenised with special tokens recognised. Text from a row is tokenised with special tokens
+markers, and its fixed pieces tokenised with control tokens recognised. Text from a row is tokenised with control tokens
 split: `<|im_end|>` on a web page stays eight harmless tokens. The fixed prefix is shared by all rows, so prefix caching
 works.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import re
 import string
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from omegaconf import MISSING
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from kun_ray.config import ConfigError, require
@@ -26,7 +30,8 @@ CHATML = (
 )
 """The layout of Yi-Chat and many others: what `chat_template: chatml` stands for."""
 
-_MARK = re.compile("⟦([a-z]+)⟧")
+_MARK = re.compile(f"⟦({'|'.join(FIELDS)})⟧")
+_MARKUP = re.compile(r"[^\w\s]")
 
 
 @dataclasses.dataclass
@@ -39,9 +44,12 @@ class PromptConfig:
     """The system's turn; null leaves it out."""
 
     def __post_init__(self) -> None:
-        for turn in (self.user, self.system or ""):
-            for name in _placeholders(turn):
-                require(name in FIELDS, f"a prompt names {{{name}}}; it may use {', '.join('{' + f + '}' for f in FIELDS)}")
+        for name in self.fields():
+            require(name in FIELDS, f"a prompt names {{{name}}}; it may use {', '.join('{' + f + '}' for f in FIELDS)}")
+
+    def fields(self) -> set[str]:
+        """The placeholders in both turns. Raises ConfigError on unbalanced braces."""
+        return {name for turn in (self.user, self.system or "") for name in _placeholders(turn)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,21 +75,27 @@ class Prompt:
         return dataclasses.replace(self, pieces=(*self.pieces, tuple(ids)))
 
 
-def load_tokenizer(path: str, chat_template: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    path: str, chat_template: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerFast:
     """A model's tokenizer, with its chat template or the one given.
 
     Args:
         path: folder or hub id of the model.
         chat_template: null (the model's own), `chatml`, or the path of a Jinja file.
     Raises:
-        ConfigError: no tokenizer there, not a fast one, or no chat template to be had.
+        ConfigError: no tokenizer there, not a fast one, no chat template to be had, or control tokens that text can form.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and hub errors for the same mistake
-        raise ConfigError(f"no tokenizer can be loaded from {path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
+        raise ConfigError(
+            f"no tokenizer can be loaded from {path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from None
     if not tokenizer.is_fast:
-        raise ConfigError(f"{path} has only a slow (Python) tokenizer: save it once as tokenizer.json and point to that folder")
+        raise ConfigError(
+            f"{path} has only a slow (Python) tokenizer: save it once as tokenizer.json and point to that folder"
+        )
     if chat_template == "chatml":
         tokenizer.chat_template = CHATML
     elif chat_template is not None:
@@ -89,7 +103,18 @@ def load_tokenizer(path: str, chat_template: str | None = None, trust_remote_cod
             raise ConfigError(f"chat_template: no file {chat_template} (give `chatml` or the path of a Jinja file)")
         tokenizer.chat_template = Path(chat_template).read_text()
     if not tokenizer.chat_template:
-        raise ConfigError(f"{path} has no chat template: set chat_template: chatml, or the path of the Jinja file it was trained with")
+        raise ConfigError(
+            f"{path} has no chat template: set chat_template: chatml, or the path of the Jinja file it was trained with"
+        )
+    unsafe = [
+        name
+        for name, i in _control_tokens(tokenizer).items()
+        if i in encode_text(tokenizer, name) and name != tokenizer.unk_token
+    ]
+    if unsafe:  # Unigram models find any vocabulary entry in text, control tokens too
+        raise ConfigError(
+            f"{path}: a web page that holds {', '.join(unsafe[:3])} would be read as control tokens; take a model with a BPE tokenizer"
+        )
     return tokenizer  # type: ignore[no-any-return]
 
 
@@ -100,13 +125,15 @@ def build_prompt(tokenizer: PreTrainedTokenizerFast, config: PromptConfig, reply
         tokenizer: from `load_tokenizer`.
         config: the turns, with placeholders.
         reply_prefix: fixed text that the reply begins with (as ordinary text).
+    Raises:
+        ConfigError: the chat template is broken or refuses these turns.
     """
     messages = [{"role": "user", "content": _marked(config.user)}]
     if config.system:
         messages.insert(0, {"role": "system", "content": _marked(config.system)})
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    rendered = _render(tokenizer, messages, add_generation_prompt=True)
     pieces: list[tuple[int, ...] | str] = []
-    for index, part in enumerate(_MARK.split(str(rendered))):
+    for index, part in enumerate(_MARK.split(rendered)):
         if index % 2:
             pieces.append(part)
         elif part:
@@ -116,27 +143,13 @@ def build_prompt(tokenizer: PreTrainedTokenizerFast, config: PromptConfig, reply
 
 
 def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Token ids of text that came from a row: control tokens in it are split into ordinary ones.
-
-    Tokenizers keep the switch in shared state, so it is set and reset around the call; use one tokenizer per thread.
-    """
-    backend = tokenizer.backend_tokenizer
-    backend.encode_special_tokens = True
-    try:
-        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
-    finally:
-        backend.encode_special_tokens = False
-    return ids
+    """Token ids of text that came from a row: control tokens in it are split into ordinary ones."""
+    return list(_text_encoder(tokenizer).encode(text, add_special_tokens=False).ids)
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[int]:
     """Number of the model's own tokens in each text. Shape: [len(texts)]."""
-    backend = tokenizer.backend_tokenizer
-    backend.encode_special_tokens = True
-    try:
-        return [len(encoding) for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
-    finally:
-        backend.encode_special_tokens = False
+    return [len(encoding) for encoding in _text_encoder(tokenizer).encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def choices(tokenizer: PreTrainedTokenizerFast, candidates: list[str]) -> tuple[list[int], list[int]]:
@@ -156,14 +169,16 @@ def choices(tokenizer: PreTrainedTokenizerFast, candidates: list[str]) -> tuple[
     firsts = [ids[common] if len(ids) > common else -1 for ids in encoded]
     if -1 in firsts or len(set(firsts)) < len(candidates):
         shown = ", ".join(f"{candidate} = {ids}" for candidate, ids in zip(candidates, encoded, strict=True))
-        raise ConfigError(f"score.candidates cannot be told apart by one token of this tokenizer ({shown}): choose others, such as A and B")
+        raise ConfigError(
+            f"score.candidates cannot be told apart by one token of this tokenizer ({shown}): choose others, such as A and B"
+        )
     return encoded[0][:common], firsts
 
 
 def turn_end(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """Token ids that close the assistant's turn in the chat template: where a reply ends, in training and inference."""
     turns = [{"role": "user", "content": "⟦text⟧"}, {"role": "assistant", "content": "⟦answer⟧"}]
-    rendered = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    rendered = _render(tokenizer, turns, add_generation_prompt=False)
     return _encode_template(tokenizer, rendered.rpartition("⟦answer⟧")[2])
 
 
@@ -174,15 +189,51 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     return end[:1] if end and end[0] in special else []
 
 
+@functools.lru_cache(maxsize=8)
+def _text_encoder(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """A copy of the tokenizer that takes control tokens for text. A copy, because the switch is shared state, and because
+    only special tokens are split: DeepSeek's <｜User｜> and Qwen's <think> are added tokens that are not special."""
+    encoder: Tokenizer = copy.deepcopy(tokenizer.backend_tokenizer)
+    encoder.no_truncation()
+    encoder.no_padding()
+    encoder.add_special_tokens(list(_control_tokens(tokenizer)))
+    encoder.encode_special_tokens = True
+    return encoder
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """Special tokens and added ones that look like markup; added words and runs of blanks are vocabulary, not control."""
+    added = tokenizer.added_tokens_decoder.items()
+    return {
+        token.content: i
+        for i, token in added
+        if token.special or (len(token.content) > 1 and _MARKUP.search(token.content))
+    }
+
+
+def _render(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt))
+    except TemplateError as error:
+        roles = " + ".join(turn["role"] for turn in turns)
+        raise ConfigError(f"the chat template does not take the turns {roles}: {error}") from None
+
+
 def _encode_template(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     return list(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def _placeholders(turn: str) -> list[str]:
     try:
-        return [name for _, name, _, _ in string.Formatter().parse(turn) if name is not None]
+        parsed = list(string.Formatter().parse(turn))
     except ValueError as error:
         raise ConfigError(f"a prompt has unbalanced braces ({error}): write {{{{ and }}}} for literal ones") from None
+    for _, name, form, conversion in parsed:
+        require(
+            not form and not conversion,
+            f"a prompt names {{{name}…}} with a format: write {{{name}}} alone, or {{{{ and }}}} for literal braces",
+        )
+    return [name for _, name, _, _ in parsed if name is not None]
 
 
 def _marked(turn: str) -> str:

@@ -1,6 +1,6 @@
 """Which finished rows become training data: the first of export's two passes over a generate stage.
 
-`export.main` calls it. It reads every row once but keeps only a few numbers of each ok row (about 60 bytes; a million
+`export.export` calls it. It reads every row once but keeps only a few numbers of each ok row (about 60 bytes; a million
 rows fit in 60 MB), decides the fate of every row, and never writes anything.
 """
 

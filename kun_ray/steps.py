@@ -42,6 +42,7 @@ class Sampling:
     def __post_init__(self) -> None:
         require(self.temperature >= 0, "sampling.temperature must not be negative")
         require(0 < self.top_p <= 1, "sampling.top_p must lie in (0, 1]")
+        require(self.repetition_penalty > 0, "sampling.repetition_penalty must be above 0 (1 leaves it out)")
         require(self.max_tokens >= 1, "sampling.max_tokens must be at least 1")
 
 
@@ -69,6 +70,9 @@ class LabelConfig:
     """Shorter instructions are rejected as `instruction_short`."""
     max_chars: int = 500
     """Longer instructions are rejected as `instruction_long`."""
+
+    def __post_init__(self) -> None:
+        _require_fields("label", self.prompt, needed={"text"}, allowed={"title"})
 
 
 @dataclasses.dataclass
@@ -98,11 +102,16 @@ class ScoreConfig:
         require(len(self.candidates) >= 2, "score.candidates needs at least two verdicts")
         require(len(self.candidates) == len(self.values), "score.values needs one value per candidate")
         require(all(0 <= value <= 1 for value in self.values), "score.values must lie between 0 and 1")
+        require(0 <= self.threshold <= 1, "score.threshold must lie between 0 and 1, like score.values")
         require("{}" in self.tag, "score.tag needs {} where the verdict stands")
-        if not isinstance(self.prompt, str):  # MISSING is a str until it is filled in
-            require("{instruction}" in self.prompt.user, "score.prompt.user must name {instruction}")
-            sees_text = "{text}" in self.prompt.user
-            require(sees_text == (self.input == "pair"), "score.prompt.user must name {text} if and only if score.input is pair")
+        needed = {"instruction", "text"} if self.input == "pair" else {"instruction"}
+        _require_fields(
+            "score",
+            self.prompt,
+            needed,
+            allowed={"title"} if self.input == "pair" else set(),
+            hint=f" when score.input is {self.input}",
+        )
 
 
 @dataclasses.dataclass
@@ -119,6 +128,9 @@ class PolishConfig:
     """Shorter answers are rejected as `answer_short`."""
     max_repeats: int = 5
     """An answer in which a unit is repeated more often than this in a row is rejected as `repetition`."""
+
+    def __post_init__(self) -> None:
+        _require_fields("polish", self.prompt, needed={"instruction"}, allowed={"text", "title"})
 
 
 @dataclasses.dataclass
@@ -176,11 +188,17 @@ def build_step(name: str, config: StepsConfig, tokenizer: PreTrainedTokenizerFas
     chosen = getattr(config, name)
     require(chosen is not None, f"a pool runs `{name}`, but steps.{name} is not configured")
     if isinstance(chosen, LabelConfig):
-        return Step(name, build_prompt(tokenizer, chosen.prompt), lambda reply: parse_label(reply, chosen), chosen.sampling)
+        return Step(
+            name, build_prompt(tokenizer, chosen.prompt), lambda reply: parse_label(reply, chosen), chosen.sampling
+        )
     if isinstance(chosen, PolishConfig):
-        return Step(name, build_prompt(tokenizer, chosen.prompt), lambda reply: parse_polish(reply, chosen), chosen.sampling)
+        return Step(
+            name, build_prompt(tokenizer, chosen.prompt), lambda reply: parse_polish(reply, chosen), chosen.sampling
+        )
     if chosen.mode == "generate":
-        return Step(name, build_prompt(tokenizer, chosen.prompt), lambda reply: parse_verdict(reply, chosen), chosen.sampling)
+        return Step(
+            name, build_prompt(tokenizer, chosen.prompt), lambda reply: parse_verdict(reply, chosen), chosen.sampling
+        )
     common, firsts = choices(tokenizer, chosen.candidates)
     prompt = build_prompt(tokenizer, chosen.prompt, chosen.tag.split("{}")[0]).extended(common)
     return Step(name, prompt, lambda reply: parse_choice(reply, chosen), candidates=tuple(firsts))
@@ -192,7 +210,9 @@ def parse_perplexity(reply: Reply, config: PerplexityConfig) -> dict[str, Any]:
     found = {"perplexity": measured}
     if measured is None or not math.isfinite(measured):
         return {**found, "perplexity": None, "status": FAILED, "reason": "unparsable"}
-    out_of_range = (config.max is not None and measured > config.max) or (config.min is not None and measured < config.min)
+    out_of_range = (config.max is not None and measured > config.max) or (
+        config.min is not None and measured < config.min
+    )
     return {**found, "status": REJECTED, "reason": "perplexity"} if out_of_range else found
 
 
@@ -214,7 +234,7 @@ def parse_label(reply: Reply, config: LabelConfig) -> dict[str, Any]:
 def parse_choice(reply: Reply, config: ScoreConfig) -> dict[str, Any]:
     """Verdict and score from the candidates' log-probabilities: score = Σ softmax(logprobs) · values."""
     highest = max(reply.logprobs)
-    if not math.isfinite(highest):
+    if not math.isfinite(highest) or any(map(math.isnan, reply.logprobs)):
         return {"status": FAILED, "reason": "unparsable"}
     weights = [math.exp(logprob - highest) for logprob in reply.logprobs]
     probabilities = [weight / sum(weights) for weight in weights]
@@ -225,7 +245,7 @@ def parse_choice(reply: Reply, config: ScoreConfig) -> dict[str, Any]:
 
 def parse_verdict(reply: Reply, config: ScoreConfig) -> dict[str, Any]:
     """Verdict from a decoded reply: the one tag that it holds; among several, the worst (Kun: good and not bad)."""
-    present = [i for i, candidate in enumerate(config.candidates) if config.tag.format(candidate) in reply.text]
+    present = [i for i, candidate in enumerate(config.candidates) if config.tag.replace("{}", candidate) in reply.text]
     if not present:
         return {"status": FAILED, "reason": "truncated" if reply.finish_reason == "length" else "unparsable"}
     verdict = min(present, key=config.values.__getitem__)
@@ -253,7 +273,17 @@ def tidy(text: str) -> str:
 
 def repeats(text: str, most: int) -> bool:
     """Whether a unit of 1–40 characters that holds a letter stands more than `most` times in a row."""
-    return any(re.search(r"[^\W\d_]", found.group(1)) for found in re.finditer(rf"(.{{1,40}}?)\1{{{most},}}", text, re.DOTALL))
+    return any(
+        re.search(r"[^\W\d_]", found.group(1)) for found in re.finditer(rf"(.{{1,40}}?)\1{{{most},}}", text, re.DOTALL)
+    )
+
+
+def _require_fields(step: str, prompt: PromptConfig, needed: set[str], allowed: set[str], hint: str = "") -> None:
+    if isinstance(prompt, PromptConfig):  # MISSING is a str until it is filled in
+        for name in sorted(needed - prompt.fields()):
+            require(False, f"steps.{step}.prompt must name {{{name}}}{hint}")
+        for name in sorted(prompt.fields() - needed - allowed):
+            require(False, f"steps.{step}.prompt must not name {{{name}}}{hint}")
 
 
 def _judged(config: ScoreConfig, verdict: int, score: float) -> dict[str, Any]:

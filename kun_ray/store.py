@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 from pyarrow import fs
 
-from kun_ray.config import KunError
+from kun_ray.config import KunError, without_credentials
 from kun_ray.schema import STATUSES
 
 SUCCESS = "_SUCCESS"
@@ -30,6 +30,7 @@ MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 CHECKPOINT = "_checkpoint"
+WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Folder:
 
     def exists(self, name: str = "") -> bool:
         target = self.child(name) if name else self.path
-        return self.filesystem.get_file_info(target).type != fs.FileType.NotFound
+        return bool(self.filesystem.get_file_info(target).type != fs.FileType.NotFound)
 
     def is_complete(self) -> bool:
         return self.exists(SUCCESS)
@@ -62,7 +63,9 @@ class Folder:
         if not self.exists():
             return []
         infos = self.filesystem.get_file_info(fs.FileSelector(self.path))
-        return sorted(i.path for i in infos if i.is_file and i.base_name.startswith("part-") and i.base_name.endswith(".parquet"))
+        return sorted(
+            i.path for i in infos if i.is_file and i.base_name.startswith("part-") and i.base_name.endswith(".parquet")
+        )
 
     def dataset(self) -> pads.Dataset:
         """The parts as one pyarrow dataset."""
@@ -104,7 +107,7 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, OSError) as error:
-        raise KunError(f"cannot use {_without_credentials(uri)}: {error}") from None
+        raise KunError(without_credentials(f"cannot use {uri}: {error}")) from None
     return filesystem, path.rstrip("/")
 
 
@@ -120,28 +123,40 @@ def open_stage(uri: str, fingerprint: dict[str, Any], config: dict[str, Any]) ->
     """
     folder = Folder(uri)
     fingerprint = _plain({**fingerprint, "versions": _versions()})
+    shown = without_credentials(uri)
     if folder.exists(MANIFEST):
-        _refuse_other_run(uri, folder.read_json(MANIFEST)["fingerprint"], fingerprint)
+        before = folder.read_json(MANIFEST).get("fingerprint")
+        if before is None:
+            raise KunError(f"{shown} holds a {MANIFEST} of something else than a stage; choose another output=")
+        _refuse_other_run(shown, before, fingerprint)
         return folder
     if folder.parts():
-        raise KunError(f"{uri} holds part-*.parquet but no {MANIFEST}: it was not written by kun_ray; choose another output=")
+        raise KunError(
+            f"{shown} holds part-*.parquet but no {MANIFEST}: it was not written by kun_ray; choose another output="
+        )
     try:
         folder.filesystem.create_dir(folder.path, recursive=True)
-        folder.write_json(MANIFEST, {"fingerprint": fingerprint, "config": _plain(config), "created": time.strftime("%FT%T%z")})
+        folder.write_json(
+            MANIFEST, {"fingerprint": fingerprint, "config": _plain(config), "created": time.strftime("%FT%T%z")}
+        )
     except OSError as error:
-        raise KunError(f"cannot write to {uri}: {error}; choose another output= or mend its permissions or space") from None
+        raise KunError(
+            f"cannot write to {shown}: {error}; choose another output= or mend its permissions or space"
+        ) from None
     return folder
 
 
 def require_complete(uri: str) -> Folder:
     """The folder of a finished stage. Raises KunError when it is missing, empty or still unfinished."""
-    folder = Folder(uri)
+    folder, shown = Folder(uri), without_credentials(uri)
     if not folder.exists():
-        raise KunError(f"there is no folder {uri}: run the stage that writes it first, or mend input=")
+        raise KunError(f"there is no folder {shown}: run the stage that writes it first, or mend input=")
     if not folder.is_complete():
-        raise KunError(f"{uri} is not complete (no {SUCCESS}): run the job that writes it again, it continues where it stopped")
+        raise KunError(
+            f"{shown} is not complete (no {SUCCESS}): run the job that writes it again, it continues where it stopped"
+        )
     if not folder.parts():
-        raise KunError(f"{uri} holds no part-*.parquet: there is nothing to read")
+        raise KunError(f"{shown} holds no part-*.parquet: there is nothing to read")
     return folder
 
 
@@ -159,7 +174,11 @@ def count_rows(folder: Folder) -> dict[str, Any]:
         for batch in folder.dataset().to_batches(columns=["doc_id", "status", "reason"]):
             for group in batch.to_struct_array().field("status").value_counts().to_pylist():
                 statuses[group["values"]] += group["counts"]
-            pairs = pa.table({"s": batch["status"], "r": batch["reason"]}).group_by(["s", "r"]).aggregate([([], "count_all")])
+            pairs = (
+                pa.table({"s": batch["status"], "r": batch["reason"]})
+                .group_by(["s", "r"])
+                .aggregate([([], "count_all")])
+            )
             for pair in pairs.to_pylist():
                 if pair["s"] != "ok":
                     reasons[f"{pair['s']}/{pair['r']}"] += pair["count_all"]
@@ -176,7 +195,7 @@ def prove_counts(folder: Folder, num_expected: int) -> dict[str, Any]:
     total = sum(counts[status] for status in STATUSES)
     if not (counts["rows"] == num_expected == total and counts["duplicates"] == 0):
         raise KunError(
-            f"{folder.uri}: the counts do not add up: {num_expected} rows in, {counts['rows']} out "
+            f"{without_credentials(folder.uri)}: the counts do not add up: {num_expected} rows in, {counts['rows']} out "
             f"({', '.join(f'{counts[s]} {s}' for s in STATUSES)}; {counts['duplicates']} twice). Nothing was published."
         )
     return counts
@@ -190,8 +209,10 @@ def input_fingerprint(folder: Folder) -> str:
 
 
 def is_missing_folder(model: str) -> bool:
-    """Whether a model is written like a local path (not like a hub id, `owner/name`) and is not there."""
-    if "://" in model or os.path.isdir(os.path.expanduser(model)):
+    """Whether a model is written like a path or URI (not like a hub id, `owner/name`) and is not there."""
+    if "://" in model:
+        return not Folder(model).exists()
+    if os.path.isdir(os.path.expanduser(model)):
         return False
     return model.startswith((".", "/", "~")) or model.count("/") != 1
 
@@ -212,12 +233,15 @@ def fetch_model(model: str, weights: bool = True) -> str:
     if not target.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         staging = tempfile.mkdtemp(dir=cache)
-        for info in filesystem.get_file_info(fs.FileSelector(source)):
-            if info.is_file and (weights or not info.base_name.endswith((".safetensors", ".bin", ".pt", ".gguf"))):
-                fs.copy_files(info.path, f"{staging}/{info.base_name}", source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
         try:
+            for info in filesystem.get_file_info(fs.FileSelector(source)):
+                if info.is_file and (weights or not info.base_name.endswith(WEIGHTS)):
+                    fs.copy_files(info.path, f"{staging}/{info.base_name}", filesystem, fs.LocalFileSystem())
             os.rename(staging, target)
-        except OSError:  # another replica on this node was faster
+        except OSError:
+            if not target.is_dir():  # else another replica on this node was faster
+                raise
+        finally:
             shutil.rmtree(staging, ignore_errors=True)
     return str(target)
 
@@ -250,14 +274,14 @@ def _versions() -> dict[str, str]:
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(value, default=str))
+    plain: dict[str, Any] = json.loads(without_credentials(json.dumps(value, default=str)))
     return plain
 
 
 def _refuse_other_run(uri: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     old, new = dict(_flat(before)), dict(_flat(now))
     differences = [
-        f"  {key}: was {_short(old.get(key, 'absent'))}, now {_short(new.get(key, 'absent'))}"
+        f"  {key}: was {', now '.join(_short(old.get(key, 'absent'), new.get(key, 'absent')))}"
         for key in sorted({*old, *new})
         if old.get(key, "absent") != new.get(key, "absent")
     ]
@@ -274,15 +298,14 @@ def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return [(prefix, value)]
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:77]}…"
-
-
-def _without_credentials(uri: str) -> str:
-    scheme, _, rest = uri.partition("://")
-    authority, slash, path = rest.partition("/")
-    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+def _short(*values: Any) -> list[str]:
+    """Long values from shortly before the place where they begin to differ."""
+    texts = [json.dumps(value, ensure_ascii=False) for value in values]
+    differ = next((i for i, letters in enumerate(zip(*texts, strict=False)) if len(set(letters)) > 1), 0)
+    start = max(0, differ - 20) if max(map(len, texts)) > 80 else 0
+    return [
+        f"{'…' if start else ''}{text[start : start + 78]}{'…' if len(text) > start + 78 else ''}" for text in texts
+    ]
 
 
 def is_local(uri: str) -> bool:

@@ -45,17 +45,23 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=SPECIAL[0], eos_token=SPECIAL[3], pad_token=SPECIAL[1], model_max_length=CONTEXT
+        tokenizer_object=tokenizer,
+        bos_token=SPECIAL[0],
+        eos_token=SPECIAL[3],
+        pad_token=SPECIAL[1],
+        model_max_length=CONTEXT,
     )
     wrapped.chat_template = CHATML
     return wrapped
 
 
-def build_model(seed: int = 0, hidden: int = 192, layers: int = 4) -> LlamaForCausalLM:
-    """A random Llama of about 2.5 million parameters."""
+def build_model(seed: int = 0, hidden: int = 128, layers: int = 3) -> LlamaForCausalLM:
+    """A random Llama of about 1 million parameters."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -74,7 +80,9 @@ def build_model(seed: int = 0, hidden: int = 192, layers: int = 4) -> LlamaForCa
     return LlamaForCausalLM(config)
 
 
-def fit(model: LlamaForCausalLM, samples: list[Sample], seconds: float, lr: float = 2e-3, budget: int = 1024, seed: int = 0) -> float:
+def fit(
+    model: LlamaForCausalLM, samples: list[Sample], seconds: float, lr: float = 2e-3, budget: int = 1024, seed: int = 0
+) -> float:
     """Plain PyTorch AdamW on padded batches of about `budget` tokens for about `seconds`; returns the last mean loss (nats/token)."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
     rng, started, losses = random.Random(seed), time.monotonic(), []
@@ -87,7 +95,10 @@ def fit(model: LlamaForCausalLM, samples: list[Sample], seconds: float, lr: floa
             for group in optimizer.param_groups:
                 group["lr"] = lr * min(1.0, (elapsed + 1) / 3) * max(0.05, 1 - elapsed / seconds)
             ids, labels = _padded(batch)
-            loss = model(input_ids=ids, attention_mask=(ids != 1).long(), labels=labels, use_cache=False).loss
+            hidden = model.model(input_ids=ids, attention_mask=(ids != 1).long(), use_cache=False).last_hidden_state
+            counted = labels[:, 1:] != -100  # the head is most of a tiny model's cost: only where the loss counts
+            logits = model.lm_head(hidden[:, :-1][counted])
+            loss = torch.nn.functional.cross_entropy(logits, labels[:, 1:][counted])
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -126,12 +137,16 @@ def build_models(folder: Path, texts: list[str], steps: StepsConfig, seconds: fl
     tokenizer = build_tokenizer([*everything, *prompts * 4])
     model = build_model()
     base = [([], encode_text(tokenizer, text)[: CONTEXT - 1] + [1]) for text in everything]
-    plan = [("base", base, 0.35), ("label", label_samples(tokenizer, pairs, steps), 0.2), ("chat", chat_samples(tokenizer, pairs, texts, steps), 0.45)]
+    plan = [
+        ("base", base, 0.3),
+        ("label", label_samples(tokenizer, pairs, steps), 0.25),
+        ("chat", chat_samples(tokenizer, pairs, texts, steps), 0.45),
+    ]
     learned: dict[str, torch.Tensor] = {}
     for name, samples, share in plan:
         if learned:
             model.load_state_dict(learned)  # label and chat both start from the base model
-        loss = fit(model, samples, seconds * share, lr=4e-3 if name == "base" else 2e-3)
+        loss = fit(model, samples, seconds * share, lr=4e-3)
         if name == "base":
             learned = {key: value.clone() for key, value in model.state_dict().items()}
         if not (folder / name).exists():
@@ -140,13 +155,19 @@ def build_models(folder: Path, texts: list[str], steps: StepsConfig, seconds: fl
 
 
 def label_samples(tokenizer: PreTrainedTokenizerFast, pairs: list[dict[str, str]], steps: StepsConfig) -> list[Sample]:
-    """Seed pairs inverted: the answer in label's prompt, the instruction as the reply."""
+    """Seed pairs inverted: the beginning of the answer in label's prompt, the instruction as the reply."""
     assert steps.label is not None
     prompt, end = build_prompt(tokenizer, steps.label.prompt), turn_end(tokenizer)
-    return [(prompt.render({"text": pair["output"]}), encode_text(tokenizer, pair["instruction"]) + end) for pair in pairs]
+    return [
+        (prompt.render({"text": pair["output"][:length]}), encode_text(tokenizer, pair["instruction"]) + end)
+        for pair in pairs
+        for length in (40, 80)
+    ]
 
 
-def chat_samples(tokenizer: PreTrainedTokenizerFast, pairs: list[dict[str, str]], texts: list[str], steps: StepsConfig) -> list[Sample]:
+def chat_samples(
+    tokenizer: PreTrainedTokenizerFast, pairs: list[dict[str, str]], texts: list[str], steps: StepsConfig
+) -> list[Sample]:
     """What the primary chat model learns: to answer, to score (good seeds against spoilt ones) and to polish."""
     assert steps.score is not None and steps.polish is not None
     rng, end = random.Random(0), turn_end(tokenizer)
@@ -159,7 +180,12 @@ def chat_samples(tokenizer: PreTrainedTokenizerFast, pairs: list[dict[str, str]]
         samples.append((polish.render({**pair, "text": _roughened(pair["output"], rng)}), answer))
         for instruction, verdict in ((pair["instruction"], 0), (_spoilt(pair["instruction"], texts, rng), 1)):
             reply = steps.score.tag.format(steps.score.candidates[verdict])
-            samples.append((score.render({"instruction": instruction, "text": pair["output"]}), encode_text(tokenizer, reply) + end))
+            samples.append(
+                (
+                    score.render({"instruction": instruction, "text": pair["output"]}),
+                    encode_text(tokenizer, reply) + end,
+                )
+            )
     return samples
 
 

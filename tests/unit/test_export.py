@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from kun_ray import export, formats, selection
+import kun_ray
+from kun_ray import formats, selection
 from kun_ray.config import ConfigError, KunError, load
-from kun_ray.export import ExportConfig, main, prove
+from kun_ray.export import ExportConfig, export, prove
 from kun_ray.schema import DOCUMENT, doc_id, to_table, with_steps
 from kun_ray.selection import SelectionConfig
 from kun_ray.store import open_stage
@@ -64,7 +65,7 @@ def run(tmp_path: Path, rows: list[dict[str, Any]], **changes: Any) -> Path:
     changes.setdefault("input", stage(tmp_path / "generate", rows) if not (tmp_path / "generate").exists() else "")
     changes["input"] = changes["input"] or str(tmp_path / "generate")
     changes.setdefault("output", str(tmp_path / "export"))
-    main(ExportConfig(**changes))
+    export(ExportConfig(**changes))
     return Path(changes["output"])
 
 
@@ -421,7 +422,7 @@ def test_data_card_states_sources_selection_and_prompts(tmp_path: Path) -> None:
             "selection.top_k=4",
         ],
     )
-    main(config)
+    export(config)
     card = (tmp_path / "export" / "README.md").read_text("utf-8")
     header = yaml.safe_load(card.split("---\n")[1])
     assert header["language"] == ["zh"] and header["license"] == "cc-by-4.0" and header["size_categories"] == ["n<1K"]
@@ -462,7 +463,7 @@ def test_wrong_settings_are_refused_before_anything_is_read(setting: str, messag
 
 def test_the_job_runs_from_the_command_line(tmp_path: Path) -> None:
     given = stage(tmp_path / "generate", [row(n) for n in range(3)])
-    root = Path(export.__file__).parent.parent
+    root = Path(kun_ray.__file__).parent.parent
     command = [sys.executable, "jobs/export.py", "conf/export.yaml", f"input={given}", f"output={tmp_path / 'out'}"]
     done = subprocess.run(command, check=False, cwd=root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

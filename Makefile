@@ -1,0 +1,46 @@
+# Two commands do everything on a fresh Linux machine: `make demo` and `make test`.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready-cpu
+READY_GPU := $(VENV)/.ready-gpu
+
+.PHONY: help venv gpu demo smoke-gpu corpora test lint clean
+
+help:            ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+venv: $(READY)   ## the environment for CPUs (.venv), from the lock
+
+$(READY): requirements/cpu.txt requirements/install-cpu.sh setup.cfg
+	requirements/install-cpu.sh $(PYTHON) $(VENV)
+	touch $@
+
+gpu: $(READY_GPU)  ## the environment for GPUs (.venv): vLLM's CUDA build and DeepSpeed
+
+$(READY_GPU): setup.cfg
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q -e '.[gpu,train,dev]'
+	touch $@
+
+demo: $(READY)   ## the whole chain on embedded data: results in runs/demo
+	$(PY) -m kun_ray.demo
+
+smoke-gpu:       ## the demo on one GPU; MODEL=<folder or hub id> takes another model
+	@command -v nvidia-smi >/dev/null && nvidia-smi -L | grep -q GPU || { echo "smoke-gpu: this machine shows no NVIDIA GPU (nvidia-smi -L)" >&2; exit 1; }
+	@test -x $(PY) || $(MAKE) gpu
+	$(PY) -m kun_ray.demo --gpu $(if $(MODEL),--model $(MODEL))
+
+corpora: $(READY)  ## real Chinese text from Debian packages in the three corpora's layouts: build/corpora
+	$(PY) bench/corpora.py build/corpora
+
+test: $(READY)   ## all tests
+	$(PY) -m pytest tests
+
+lint: $(READY)   ## ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean:           ## removes the environment and everything that was made
+	rm -rf $(VENV) build runs *.egg-info
