@@ -34,7 +34,6 @@ def connect(config: RayConfig, min_cpus: int = LOCAL_MIN_CPUS) -> None:
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": True}
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's C++ side warns of things no user can change
     try:
         if address:
             submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # `ray job submit` has shipped the code already

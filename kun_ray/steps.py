@@ -260,7 +260,7 @@ def parse_polish(reply: Reply, config: PolishConfig) -> dict[str, Any]:
         return {**found, "status": FAILED, "reason": "truncated"}
     if len(answer) < config.min_chars:
         return {**found, "status": REJECTED, "reason": "answer_short"}
-    if repeats(answer, config.max_repeats):
+    if repeats(f"{answer}\n", config.max_repeats):  # the last of several equal lines has lost its line end
         return {**found, "status": REJECTED, "reason": "repetition"}
     return {**found, **_keyword(answer, config.reject_words)}
 

@@ -1,0 +1,188 @@
+"""One Ray for all tests of this folder, stages to run over, and a chain of fake engines to run on them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fake
+import pyarrow.parquet as pq
+import pytest
+import ray
+import yaml
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+import kun_ray.generate
+from kun_ray import store
+from kun_ray.config import load
+from kun_ray.generate import GenerateConfig
+from kun_ray.schema import DOCUMENT, doc_id, to_table
+
+HERE = Path(__file__).parent
+WAIT_S = 240.0
+"""Longest wait for anything: the machine may be slow and shared."""
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A local Ray of eight logical CPUs whose workers find the fake engine."""
+    folder = tempfile.mkdtemp(prefix="kr", dir="/tmp")  # short: Ray's sockets lie below it
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(HERE)
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    ray.init(
+        "local",
+        num_cpus=8,
+        object_store_memory=300_000_000,
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
+        _temp_dir=folder,
+    )
+    yield
+    ray.shutdown()
+    os.environ.pop("PYTHONPATH")
+    if before is not None:
+        os.environ["PYTHONPATH"] = before
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> str:
+    """A model folder with a tokenizer and no weights: all that a fake engine needs."""
+    folder = tmp_path_factory.mktemp("model")
+    LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, max_position_embeddings=2048).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Callable[..., store.Folder]:
+    """Writes a finished prepare stage: row n says 第n篇; `marks` gives rows a mark, `rejected` rows are settled already."""
+
+    def make(
+        num_rows: int, marks: dict[int, str] | None = None, rejected: Any = (), rows_per_part: int = 100
+    ) -> store.Folder:
+        folder = store.open_stage(str(tmp_path / "prepare"), {"rows": num_rows}, {})
+        rows = []
+        for n in range(num_rows):
+            mark = (marks or {}).get(n, "")
+            text = f"第{n:04d}篇" + (f"〔{mark}〕" if mark else "") + "讲的是一件很平常的小事。"
+            row = {"doc_id": doc_id("test", "file", n, text), "source": "test", "text": text, "meta": "{}"}
+            row |= {"title": f"{n}", "tokens": 30, "status": "ok"}
+            if n in rejected:
+                row |= {"text": None, "status": "rejected", "reason": "too_short"}
+            rows.append(row)
+        for start in range(0, num_rows, rows_per_part):
+            table = to_table(rows[start : start + rows_per_part], DOCUMENT)
+            pq.write_table(table, folder.child(f"part-{start:06d}.parquet"))
+        folder.finish(store.prove_counts(folder, num_rows))
+        return folder
+
+    return make
+
+
+@dataclasses.dataclass
+class Chain:
+    """A generate job over fake engines: label in one pool, score and polish in another."""
+
+    plan: fake.Plan
+    yaml: Path
+    input: str
+    output: str
+
+    def config(self, *overrides: str) -> GenerateConfig:
+        return load(GenerateConfig, [str(self.yaml), *overrides])
+
+    def folder(self) -> store.Folder:
+        return store.Folder(self.output)
+
+    def rows(self) -> list[dict[str, Any]]:
+        return self.folder().dataset().to_table().to_pylist()
+
+    def start(self, log: Path, *overrides: str) -> subprocess.Popen[bytes]:
+        """The job as a process of its own, on a Ray of its own."""
+        plan = self.yaml.with_name("plan.json")
+        plan.write_text(json.dumps(dataclasses.asdict(self.plan)))
+        command = [sys.executable, str(HERE / "driver.py"), str(plan), str(self.yaml), "ray.num_cpus=8"]
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        with log.open("ab") as stream:
+            return subprocess.Popen(
+                [*command, "ray.object_store_gb=0.3", *overrides],
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=environ,
+                start_new_session=True,
+            )
+
+
+@pytest.fixture
+def chain(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Chain]:
+    """Makes a Chain over a finished stage and lets kun_ray.generate build its fake pools. Keywords are Plan's fields."""
+
+    def make(source: store.Folder, pools: dict[str, list[str]] | None = None, **plan: Any) -> Chain:
+        behaviour = fake.Plan(journal=str(tmp_path / "journal"), **plan)
+        monkeypatch.setattr(kun_ray.generate, "Pool", fake.pool_class(behaviour))
+        each = {"model": model, "accelerator": "cpu", "max_num_seqs": 16, "rows_per_block": 16, "num_cpus": 1}
+        steps = pools or {"label": ["label"], "chat": ["score", "polish"]}
+        config = {
+            "input": source.uri,
+            "output": str(tmp_path / "generate"),
+            "pools": {name: {**each, "steps": of_pool} for name, of_pool in steps.items()},
+            "steps": {
+                "label": {"prompt": {"user": "label:{text}"}, "reject_words": ["根据"]},
+                "score": {"prompt": {"user": "score:{instruction}"}},
+                "polish": {"prompt": {"user": "polish:{instruction}|{text}"}},
+            },
+            "rows_per_file": 32,
+            "max_waiting_rows": 64,
+            "ray": {"log_every_s": 0.5},
+        }
+        path = tmp_path / "generate.yaml"
+        path.write_text(yaml.safe_dump(config, allow_unicode=True, sort_keys=False))
+        return Chain(behaviour, path, source.uri, config["output"])
+
+    return make
+
+
+def ids(folder: store.Folder) -> list[str]:
+    """Every doc_id of a stage, sorted: equal lists mean that each row is there exactly once."""
+    return sorted(folder.dataset().to_table(columns=["doc_id"])["doc_id"].to_pylist())
+
+
+def wait_until(condition: Callable[[], Any], what: str) -> Any:
+    """Polls until `condition()` holds, and returns its value."""
+    started = time.monotonic()
+    while not (value := condition()):
+        assert time.monotonic() - started < WAIT_S, f"waited {WAIT_S:g} s in vain for {what}"
+        time.sleep(0.05)
+    return value
+
+
+def kill_session(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILLs a job and then the Ray processes that it leaves, by the session which `Chain.start` gave it."""
+    process.kill()
+    process.wait(WAIT_S)
+    with_session = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and _session(p) == process.pid]
+    for pid in with_session:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def _session(process: Path) -> int | None:
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[3])
+    except (OSError, IndexError, ValueError):
+        return None

@@ -1,0 +1,439 @@
+"""Stage folders: the same run continues, another is refused by name, counts are proved, and nobody reads a half."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from pyarrow import fs
+
+from kun_ray import store
+from kun_ray.config import KunError
+from kun_ray.schema import DOCUMENT, doc_id, to_table
+from kun_ray.store import Folder, open_stage, prove_counts, require_complete
+
+FINGERPRINT: dict[str, Any] = {
+    "input": "abc",
+    "pools": {"label": {"model": "/m", "steps": ["label"]}},
+    "steps": {"label": {"prompt": "很长的开头" * 30 + "甲", "sampling": {"top_p": 0.95, "seed": None}}},
+}
+SECRET = "s3://AKIA:SECRET@bucket/run"
+
+
+def row(number: int, status: str = "ok", reason: str | None = None) -> dict[str, Any]:
+    return {"doc_id": doc_id("s", "f", number, ""), "source": "s", "status": status, "reason": reason}
+
+
+def write_part(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    folder.mkdir(exist_ok=True)
+    pq.write_table(to_table(rows, DOCUMENT), folder / name)
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """FINGERPRINT with one value, given by its dotted path, replaced."""
+    copy = json.loads(json.dumps(FINGERPRINT))
+    *above, last = path.split(".")
+    place = copy
+    for key in above:
+        place = place[key]
+    place[last] = value
+    return dict(copy)
+
+
+def model(folder: Path, size: int = 3 << 20) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(np.random.default_rng(0).bytes(size))
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KUN_RAY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "models"
+
+
+def test_new_stage_writes_its_manifest(tmp_path: Path) -> None:
+    folder = open_stage(str(tmp_path / "a/b"), FINGERPRINT, {"input": "x", "path": Path("/p")})
+    manifest = folder.read_json("manifest.json")
+    assert manifest["config"] == {"input": "x", "path": "/p"}
+    assert {**manifest["fingerprint"], "versions": None} == {**FINGERPRINT, "versions": None}
+    assert {"kun_ray", "ray"} <= set(manifest["fingerprint"]["versions"])
+    assert not folder.is_complete() and os.listdir(tmp_path / "a/b") == ["manifest.json"]
+
+
+def test_same_run_continues_whatever_its_config(tmp_path: Path) -> None:
+    open_stage(str(tmp_path), FINGERPRINT, {"replicas": 1})
+    write_part(tmp_path, "part-0.parquet", [row(0)])
+    before = (tmp_path / "manifest.json").read_bytes()
+    assert open_stage(str(tmp_path), FINGERPRINT, {"replicas": 8}).parts() == [str(tmp_path / "part-0.parquet")]
+    assert (tmp_path / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("input", "xyz", 'input: was "abc", now "xyz"'),
+        ("pools.label.model", "/n", 'pools.label.model: was "/m", now "/n"'),
+        ("pools.label.steps", ["label", "score"], 'pools.label.steps: was ["label"], now ["label", "score"]'),
+        ("steps.label.sampling.top_p", 1.0, "steps.label.sampling.top_p: was 0.95, now 1.0"),
+        ("steps.label.sampling.seed", 0, "steps.label.sampling.seed: was null, now 0"),
+        ("steps.score", {"mode": "choose"}, 'steps.score.mode: was "absent", now "choose"'),
+        ("pools.label", {"steps": ["label"]}, 'pools.label.model: was "/m", now "absent"'),
+    ],
+)
+def test_another_run_is_refused_by_name(tmp_path: Path, path: str, value: Any, said: str) -> None:
+    open_stage(str(tmp_path), FINGERPRINT, {})
+    with pytest.raises(KunError) as caught:
+        open_stage(str(tmp_path), changed(path, value), {})
+    lines = str(caught.value).splitlines()
+    assert lines[1:-1] == [f"  {said}"], "this difference and no other"
+    assert str(tmp_path) in lines[0] and "output=" in lines[-1]
+
+
+def test_every_difference_is_named_and_versions_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_stage(str(tmp_path), FINGERPRINT, {})
+    monkeypatch.setattr("kun_ray.__version__", "99")
+    with pytest.raises(KunError, match=r"(?s)  input: .*  versions\.kun_ray: was .*, now \"99\""):
+        open_stage(str(tmp_path), changed("input", "xyz"), {})
+
+
+def test_long_values_are_shown_where_they_differ(tmp_path: Path) -> None:
+    open_stage(str(tmp_path), FINGERPRINT, {})
+    with pytest.raises(KunError) as caught:
+        open_stage(str(tmp_path), changed("steps.label.prompt", "很长的开头" * 30 + "乙"), {})
+    line = str(caught.value).splitlines()[1]
+    assert "甲" in line and "乙" in line and len(line) < 250
+
+
+def test_foreign_folders_are_left_alone(tmp_path: Path) -> None:
+    write_part(tmp_path / "parquet", "part-0.parquet", [row(0)])
+    with pytest.raises(KunError, match="not written by kun_ray"):
+        open_stage(str(tmp_path / "parquet"), FINGERPRINT, {})
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/manifest.json").write_text('{"trained": "elsewhere"}')
+    with pytest.raises(KunError, match="something else than a stage"):
+        open_stage(str(tmp_path / "model"), FINGERPRINT, {})
+    assert os.listdir(tmp_path / "parquet") == ["part-0.parquet"] and os.listdir(tmp_path / "model") == [
+        "manifest.json"
+    ]
+
+
+def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KunError, match="choose another output="):
+        open_stage(str(tmp_path / "file/stage"), FINGERPRINT, {})
+
+
+def test_require_complete_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(KunError, match=r"there is no folder .*gone.*run the stage"):
+        require_complete(str(tmp_path / "gone"))
+    folder = open_stage(str(tmp_path / "s"), FINGERPRINT, {})
+    write_part(tmp_path / "s", "part-0.parquet", [row(0)])
+    with pytest.raises(KunError, match=r"not complete \(no _SUCCESS\).*continues"):
+        require_complete(str(tmp_path / "s"))
+    folder.finish({})
+    assert require_complete(str(tmp_path / "s")).dataset().count_rows() == 1
+    (tmp_path / "s/part-0.parquet").unlink()
+    with pytest.raises(KunError, match="nothing to read"):
+        require_complete(str(tmp_path / "s"))
+
+
+def test_parts_are_sorted_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("part-2.parquet", "part-10.parquet", "other.parquet", "part-1.parquet.tmp", "_part-3.parquet"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "part-dir.parquet").mkdir()
+    assert [os.path.basename(path) for path in Folder(str(tmp_path)).parts()] == ["part-10.parquet", "part-2.parquet"]
+    assert Folder(str(tmp_path / "gone")).parts() == []
+
+
+def test_success_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    original = Folder.write_text
+    monkeypatch.setattr(
+        Folder, "write_text", lambda self, name, text: (written.append(name), original(self, name, text))
+    )
+    folder = Folder(str(tmp_path))
+    folder.finish({"rows": 3})
+    assert written == ["summary.json", "_SUCCESS"] and folder.is_complete()
+    assert folder.read_json("summary.json") == {"rows": 3}
+
+
+def test_no_success_when_the_summary_fails(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").mkdir()
+    (tmp_path / "summary.json/x").write_text("")
+    with pytest.raises(OSError):
+        Folder(str(tmp_path)).finish({})
+    assert not Folder(str(tmp_path)).is_complete()
+
+
+@pytest.mark.parametrize("failing", ["write", "move"])
+def test_write_text_leaves_the_old_file_when_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """The file system fails half-way: in the middle of the stream, or at the rename."""
+
+    class Failing(fs.FSSpecHandler):
+        def open_output_stream(self, path: str, metadata: Any) -> Any:
+            stream = super().open_output_stream(path, metadata)
+            if failing == "write":
+                Path(path).write_text("ha")
+                raise OSError("no space left")
+            return stream
+
+        def move(self, source: str, target: str) -> None:
+            raise OSError("connection lost")
+
+    folder = Folder(str(tmp_path))
+    folder.write_text("notes.json", "old and whole")
+    broken = fs.PyFileSystem(Failing(fsspec.filesystem("file")))
+    monkeypatch.setattr(store, "resolve", lambda uri: (broken, uri))
+    with pytest.raises(OSError):
+        folder.write_text("notes.json", "new and half")
+    assert (tmp_path / "notes.json").read_text() == "old and whole"
+
+
+def test_write_text_replaces_whole(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write_text("a.txt", "一" * 1000)
+    folder.write_text("a.txt", "二")
+    assert (tmp_path / "a.txt").read_text() == "二" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_metrics_are_appended(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    for number in range(3):
+        folder.append_metrics({"rows": number, "pool": "标签"})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["rows"] for line in lines] == [0, 1, 2] and all(line["time"] > 1.7e9 for line in lines)
+
+
+def test_metrics_where_files_cannot_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on S3."""
+
+    class NoAppend(fs.FSSpecHandler):
+        def open_append_stream(self, path: str, metadata: Any) -> Any:
+            raise NotImplementedError
+
+    object_store = fs.PyFileSystem(NoAppend(fsspec.filesystem("file", auto_mkdir=True)))
+    monkeypatch.setattr(store, "resolve", lambda uri: (object_store, uri))
+    folder = Folder(str(tmp_path))
+    folder.append_metrics({"rows": 1})
+    folder.append_metrics({"rows": 2})
+    files = sorted((tmp_path / "_metrics").iterdir())
+    assert [json.loads(file.read_text())["rows"] for file in files] == [1, 2]
+
+
+def test_counts_by_status_and_reason(tmp_path: Path) -> None:
+    write_part(tmp_path, "part-0.parquet", [row(0), row(1), row(2, "rejected", "too_long")])
+    write_part(tmp_path, "part-1.parquet", [row(3, "rejected", "too_long"), row(4, "failed", "truncated")])
+    counts = store.count_rows(Folder(str(tmp_path)))
+    assert counts == {
+        "rows": 5,
+        "ok": 2,
+        "rejected": 2,
+        "failed": 1,
+        "reasons": {"rejected/too_long": 2, "failed/truncated": 1},
+        "duplicates": 0,
+    }
+    assert prove_counts(Folder(str(tmp_path)), 5) == counts
+
+
+def test_counts_of_an_empty_folder(tmp_path: Path) -> None:
+    empty = {"rows": 0, "ok": 0, "rejected": 0, "failed": 0, "reasons": {}, "duplicates": 0}
+    assert store.count_rows(Folder(str(tmp_path))) == empty
+    write_part(tmp_path, "part-0.parquet", [])
+    assert store.count_rows(Folder(str(tmp_path))) == empty
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected", "said"),
+    [
+        ([row(0), row(1)], 3, "3 rows in, 2 out"),
+        ([row(0), row(1)], 1, "1 rows in, 2 out"),
+        ([row(0), row(0)], 2, "1 twice"),
+        ([row(0), row(1), row(1), row(1)], 4, "2 twice"),
+        ([row(0), row(1, "deferred")], 2, "1 ok, 0 rejected, 0 failed"),
+    ],
+)
+def test_counts_that_do_not_add_up(tmp_path: Path, rows: list[dict[str, Any]], expected: int, said: str) -> None:
+    write_part(tmp_path, "part-0.parquet", rows[:1])
+    write_part(tmp_path, "part-1.parquet", rows[1:])
+    with pytest.raises(KunError) as caught:
+        prove_counts(Folder(str(tmp_path)), expected)
+    assert said in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_input_fingerprint_follows_the_parts(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    write_part(tmp_path, "part-0.parquet", [row(0)])
+    first = store.input_fingerprint(folder)
+    (tmp_path / "summary.json").write_text("{}")
+    assert store.input_fingerprint(folder) == first
+    write_part(tmp_path, "part-1.parquet", [row(1)])
+    second = store.input_fingerprint(folder)
+    (tmp_path / "part-1.parquet").rename(tmp_path / "part-2.parquet")
+    assert len({first, second, store.input_fingerprint(folder)}) == 3
+
+
+def test_resolve_local_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for uri, path in {"a/b/": "a/b", "./a/../c": "c", "~/x": "home/x", f"file://{tmp_path}/d/": "d"}.items():
+        filesystem, found = store.resolve(uri)
+        assert isinstance(filesystem, fs.LocalFileSystem) and found == str(tmp_path / path)
+    assert store.resolve("/")[1] == "/"
+    assert store.is_local("a/b") and store.is_local("file:///a") and not store.is_local("s3://a/b")
+
+
+@pytest.mark.parametrize(
+    "uri", ["foo://key:SECRET@bucket/x", "s3://key:SEC/RET@bucket/x", "s3://key:SECRET@bucket/x?wrong=1&region=r"]
+)
+def test_resolve_never_shows_credentials(uri: str) -> None:
+    with pytest.raises(KunError) as caught:
+        store.resolve(uri)
+    assert "bucket/x" in str(caught.value)
+    assert "SEC" not in str(caught.value) and "RET" not in str(caught.value)
+
+
+def test_stage_errors_and_manifest_never_show_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "resolve", lambda uri: (fs.LocalFileSystem(), str(tmp_path / uri.rpartition("/")[2])))
+    messages = []
+
+    def say(call: Any, *args: Any) -> None:
+        with pytest.raises(KunError) as caught:
+            call(*args)
+        messages.append(str(caught.value))
+
+    say(require_complete, SECRET)
+    folder = open_stage(SECRET, {"input": SECRET}, {"output": SECRET})
+    assert "SECRET" not in (tmp_path / "run/manifest.json").read_text()
+    open_stage(SECRET.replace("SECRET", "ROTATED"), {"input": SECRET.replace("SECRET", "ROTATED")}, {})
+    say(require_complete, SECRET)
+    say(open_stage, SECRET, {"input": "other"}, {})
+    folder.finish({})
+    say(require_complete, SECRET)
+    say(prove_counts, folder, 7)
+    (tmp_path / "run/manifest.json").unlink()
+    write_part(tmp_path / "run", "part-0.parquet", [row(0)])
+    say(open_stage, SECRET, {}, {})
+    assert len(messages) == 6 and all("s3://bucket/run" in message for message in messages)
+    assert not any("SECRET" in message or "AKIA" in message for message in messages)
+
+
+@pytest.mark.parametrize("place", [0, (1 << 20) - 1, -(1 << 20), -1])
+def test_model_digest_sees_both_ends_of_the_weights(tmp_path: Path, place: int) -> None:
+    folder = model(tmp_path / "m")
+    before = store.model_digest(str(folder))
+    assert store.model_digest(f"file://{folder}") == before
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[place] ^= 1
+    (folder / "model.safetensors").write_bytes(bytes(weights))
+    assert store.model_digest(str(folder)) != before
+
+
+def test_model_digest_sees_names_sizes_and_small_files(tmp_path: Path) -> None:
+    folder = model(tmp_path / "m", size=100)
+    digests = [store.model_digest(str(folder))]
+    (folder / "config.json").write_text("[]")
+    digests.append(store.model_digest(str(folder)))
+    (folder / "config.json").rename(folder / "config2.json")
+    digests.append(store.model_digest(str(folder)))
+    (folder / "model.safetensors").write_bytes(b"")
+    digests.append(store.model_digest(str(folder)))
+    assert len(set(digests)) == 4
+    os.utime(folder / "config2.json", (0, 0))
+    assert store.model_digest(str(folder)) == digests[-1], "when it was written does not matter"
+    assert store.model_digest("01-ai/Yi-34B") == "01-ai/Yi-34B"
+
+
+def test_fetch_model_copies_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = model(tmp_path / "m")
+    (folder / "more").mkdir()
+    path = Path(store.fetch_model(f"file://{folder}"))
+    assert path.parent == cache and sorted(os.listdir(path)) == ["config.json", "model.safetensors"]
+    assert (path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    monkeypatch.setattr(fs, "copy_files", lambda *args, **kwargs: pytest.fail("copied twice"))
+    assert store.fetch_model(f"file://{folder}") == str(path)
+    assert os.listdir(cache) == [path.name]
+
+
+def test_fetch_model_without_weights_is_another_copy(tmp_path: Path, cache: Path) -> None:
+    folder = model(tmp_path / "m")
+    small, whole = (Path(store.fetch_model(f"file://{folder}", weights=weights)) for weights in (False, True))
+    assert os.listdir(small) == ["config.json"] and "model.safetensors" in os.listdir(whole)
+
+
+def test_fetch_model_copies_a_changed_model_anew(tmp_path: Path, cache: Path) -> None:
+    folder = model(tmp_path / "m")
+    first = store.fetch_model(f"file://{folder}")
+    (folder / "config.json").write_text('{"changed": 1}')
+    second = store.fetch_model(f"file://{folder}")
+    assert first != second and (Path(second) / "config.json").read_text() == '{"changed": 1}'
+
+
+def test_fetch_model_that_breaks_off_leaves_nothing(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = model(tmp_path / "m")
+    original = fs.copy_files
+
+    def breaking(source: str, *args: Any, **kwargs: Any) -> None:
+        if source.endswith("model.safetensors"):
+            raise OSError("connection lost")
+        original(source, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fs, "copy_files", breaking)
+        with pytest.raises(OSError, match="connection lost"):
+            store.fetch_model(f"file://{folder}")
+    assert os.listdir(cache) == [], "no half copy under the final name, and no leftovers that fill the disk"
+    assert "model.safetensors" in os.listdir(store.fetch_model(f"file://{folder}"))
+
+
+def test_fetch_model_when_another_replica_was_faster(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = model(tmp_path / "m")
+    rename = os.rename
+
+    def slower(source: str, target: Path) -> None:
+        Path(target).mkdir()
+        (target / "config.json").write_text("theirs")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", slower)
+    path = store.fetch_model(f"file://{folder}")
+    assert (Path(path) / "config.json").read_text() == "theirs" and os.listdir(cache) == [Path(path).name]
+
+
+def test_fetch_model_leaves_local_folders_and_hub_ids(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model(tmp_path / "m", size=1)
+    monkeypatch.chdir(tmp_path)
+    assert store.fetch_model("m") == store.fetch_model("./m") == str(tmp_path / "m")
+    assert store.fetch_model("01-ai/Yi-34B") == "01-ai/Yi-34B"
+    assert not cache.exists()
+
+
+def test_is_missing_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    there = ["a", "a/b", "./a", "~/a", str(tmp_path / "a"), f"file://{tmp_path}/a", "01-ai/Yi-34B"]
+    missing = ["c", "./c", "../c", "~/c", "/c/d", "a/b/c", str(tmp_path / "c"), f"file://{tmp_path}/c", "./file"]
+    assert [model for model in there if store.is_missing_folder(model)] == []
+    assert [model for model in missing if not store.is_missing_folder(model)] == []
+
+
+def test_dataset_reads_the_parts_by_uri(tmp_path: Path) -> None:
+    write_part(tmp_path, "part-0.parquet", [row(0)])
+    assert Folder(f"file://{tmp_path}").dataset().schema.equals(DOCUMENT)
