@@ -11,6 +11,8 @@ import difflib
 import logging
 import math
 import os
+import sys
+from multiprocessing import resource_tracker
 from typing import Any, Protocol
 
 from omegaconf import MISSING
@@ -100,6 +102,7 @@ class VllmEngine:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        _start_resource_tracker_silently()
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(config, model_path)))
         self._stop_token_ids = stop_token_ids
         self._num_requests = 0
@@ -224,6 +227,19 @@ def environment(config: EngineConfig, replicas: int) -> dict[str, str]:
             "OMP_NUM_THREADS": str(threads),
         }
     return variables
+
+
+def _start_resource_tracker_silently() -> None:
+    """Python's tracker of shared memory prints tracebacks when Ray ends an actor's children before the actor: no news."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            resource_tracker.ensure_running()
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
 
 
 def _final_only() -> Any:

@@ -19,7 +19,7 @@ from ray.data.checkpoint import CheckpointConfig
 from ray.data.datasource import FilenameProvider
 
 from kun_ray.config import ConfigError, RayConfig
-from kun_ray.store import CHECKPOINT, Folder, is_local
+from kun_ray.store import CHECKPOINT, SUBMITTED, Folder, is_local
 
 if TYPE_CHECKING:
     from ray.data._internal.execution.interfaces.physical_operator import PhysicalOperator
@@ -36,7 +36,7 @@ def connect(config: RayConfig, min_cpus: int = LOCAL_MIN_CPUS) -> None:
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": True}
     try:
         if address:
-            submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # `ray job submit` has shipped the code already
+            submitted = SUBMITTED in os.environ  # `ray job submit` has shipped the code already
             runtime_env = None if submitted else {"py_modules": [str(Path(__file__).parent)]}
             ray.init(address=address, runtime_env=runtime_env, **quiet)
         else:
@@ -107,8 +107,8 @@ def configure(folder: Folder, id_column: str = "doc_id", max_waiting_rows: int |
 
 
 def write(dataset: ray.data.Dataset, folder: Folder, rows_per_file: int) -> None:
-    """Runs the dataset and writes `part-*.parquet` of at least `rows_per_file` rows; a written file's rows never run again."""
-    dataset.repartition(target_num_rows_per_block=rows_per_file).write_parquet(
+    """Runs the dataset and writes `part-*.parquet` of `rows_per_file` rows; a written file's rows never run again."""
+    dataset.repartition(target_num_rows_per_block=rows_per_file, strict=True).write_parquet(
         folder.path, filesystem=folder.filesystem, filename_provider=PartNames()
     )
 
@@ -138,10 +138,12 @@ class RowBackpressure:
     def _waiting_rows(self, op: PhysicalOperator) -> int | None:
         from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 
-        if self._max_waiting_rows is None or not op.output_dependencies or not isinstance(op, ActorPoolMapOperator):
+        if self._max_waiting_rows is None or not isinstance(op, ActorPoolMapOperator):
             return None
-        downstream = op.output_dependencies[0]
-        if not isinstance(downstream, ActorPoolMapOperator):
+        downstream = next(iter(op.output_dependencies), None)
+        while downstream is not None and not isinstance(downstream, ActorPoolMapOperator):
+            downstream = next(iter(downstream.output_dependencies), None)  # past the repartition between two pools
+        if downstream is None:
             return None
         return int(op.metrics.rows_task_outputs_generated - downstream.metrics.rows_inputs_of_submitted_tasks)
 

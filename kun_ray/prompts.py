@@ -96,6 +96,8 @@ def load_tokenizer(
         raise ConfigError(
             f"{path} has only a slow (Python) tokenizer: save it once as tokenizer.json and point to that folder"
         )
+    tokenizer.backend_tokenizer.no_truncation()  # some tokenizer.json files bring a length limit, which would cut prompts
+    tokenizer.backend_tokenizer.no_padding()
     if chat_template == "chatml":
         tokenizer.chat_template = CHATML
     elif chat_template is not None:
@@ -194,8 +196,6 @@ def _text_encoder(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     """A copy of the tokenizer that takes control tokens for text. A copy, because the switch is shared state, and because
     only special tokens are split: DeepSeek's <｜User｜> and Qwen's <think> are added tokens that are not special."""
     encoder: Tokenizer = copy.deepcopy(tokenizer.backend_tokenizer)
-    encoder.no_truncation()
-    encoder.no_padding()
     encoder.add_special_tokens(list(_control_tokens(tokenizer)))
     encoder.encode_special_tokens = True
     return encoder

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 from pyarrow import fs
 
-from kun_ray.config import KunError, without_credentials
+from kun_ray.config import ConfigError, KunError, without_credentials
 from kun_ray.schema import STATUSES
 
 SUCCESS = "_SUCCESS"
@@ -30,6 +30,8 @@ MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 CHECKPOINT = "_checkpoint"
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Environment variable that `ray job submit` sets for the job's driver."""
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 
 
@@ -103,6 +105,11 @@ class Folder:
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     """The file system and path of a folder given as a local path, `s3://…`, `hdfs://…` or any URI pyarrow knows."""
     if "://" not in uri:
+        if SUBMITTED in os.environ and not uri.startswith(("/", "~")):
+            raise ConfigError(
+                f"{uri} is a relative path, but `ray job submit` runs the job in a temporary copy of your folder: "
+                "give an absolute path on storage that all nodes share, or s3://…"
+            )
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri)).rstrip("/") or "/"
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)

@@ -40,15 +40,23 @@ def cluster() -> Iterator[None]:
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(HERE)
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    ray.init(
-        "local",
-        num_cpus=8,
-        object_store_memory=300_000_000,
-        include_dashboard=False,
-        logging_level="ERROR",
-        log_to_driver=False,
-        _temp_dir=folder,
-    )
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
+    for attempt in range(3):
+        try:
+            ray.init(
+                "local",
+                num_cpus=8,
+                object_store_memory=300_000_000,
+                include_dashboard=False,
+                logging_level="ERROR",
+                log_to_driver=False,
+                _temp_dir=folder,
+            )
+            break
+        except Exception:  # on a loaded machine Ray may not start within its own 30 s
+            ray.shutdown()
+            if attempt == 2:
+                raise
     yield
     ray.shutdown()
     os.environ.pop("PYTHONPATH")

@@ -1,10 +1,10 @@
 """A fake engine for faults that must be timed: it reads the test's wishes out of the row's text and keeps a journal.
 
 Workers import this module by name, so `tests/cluster` is on their PYTHONPATH (conftest.py and driver.py see to it).
-Replies depend on the prompt alone. A text may hold one of these marks, which act in the first step of a chain:
-  〔exit〕 the process dies on the first call   〔dead〕 the engine dies on the first call   〔error〕 every call raises
-  〔empty〕 empty reply   〔cut〕 reply cut by max_tokens   〔bad〕 verdict 差   〔nothing〕 no candidate has a log-probability
-  〔void〕 a reply without its text   〔slow〕 takes Plan.slow_s
+Replies depend on the prompt alone. A row's text may hold one of these marks.
+  In label: 〔exit〕 the process dies on the first call   〔dead〕 the engine dies on the first call   〔error〕 every call raises
+            〔empty〕 empty reply   〔cut〕 reply cut by max_tokens   〔void〕 a reply without its text
+  In score: 〔bad〕 verdict 差   〔nothing〕 no candidate has a log-probability   〔slow〕 takes Plan.slow_s
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from kun_ray.pool import Pool
 from kun_ray.prompts import load_tokenizer
 from kun_ray.steps import Reply
 
-MARKS = ("exit", "dead", "error", "empty", "cut", "bad", "nothing", "void", "slow")
+IN_SCORE = ("bad", "nothing", "slow")
+MARKS = ("exit", "dead", "error", "empty", "cut", "void", *IN_SCORE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ class FakeEngine:
         await self._serve(step, row, marks)
         count = len(prompt)
         if step == "label":
-            kept = "".join(f"〔{mark}〕" for mark in marks if mark in ("bad", "nothing"))
+            kept = "".join(f"〔{mark}〕" for mark in marks if mark in IN_SCORE)
             text = f"请写出第{row:04d}篇的主要内容{kept}"
         else:
             text = f"第{row:04d}篇讲的是一件很平常的小事，写得清楚而且完整，读来令人愉快。"
@@ -99,7 +100,8 @@ class FakeEngine:
                 if "error" in marks:
                     raise ValueError(f"row {row} cannot be served")
             low, high = self._plan.by_step_s.get(step, self._plan.service_s)
-            await asyncio.sleep(self._plan.slow_s if "slow" in marks else random.uniform(low, high))
+            slow = step == "score" and "slow" in marks
+            await asyncio.sleep(self._plan.slow_s if slow else random.uniform(low, high))
         finally:
             self._in_flight -= 1
             self._note(step, row, "end")

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import MISSING
@@ -314,7 +315,7 @@ def test_shipped_script_refuses_a_wrong_key() -> None:
     assert done.returncode == 2 and "did you mean `pools.label.replicas`?" in done.stderr
 
 
-SHIPPED = {
+SHIPPED: dict[str, tuple[type, list[str]]] = {
     "generate.yaml": (GenerateConfig, GENERATE[1:]),
     "label.yaml": (GenerateConfig, GENERATE[1:4]),
     "score.yaml": (GenerateConfig, [*GENERATE[1:3], GENERATE[4]]),
@@ -327,7 +328,7 @@ SHIPPED = {
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_files_load(name: str) -> None:
     schema, argv = SHIPPED[name]
-    config = load(schema, [str(REPO / "conf" / name), *argv])
+    config: Any = load(schema, [str(REPO / "conf" / name), *argv])
     json.dumps(to_dict(config))
     for pool in getattr(config, "pools", {}).values():
         assert all(step == "perplexity" or getattr(config.steps, step) is not None for step in pool.steps)

@@ -80,10 +80,17 @@ def test_the_tokenizer_itself_is_left_as_it_was(tokenizer: PreTrainedTokenizerFa
     assert tokenizer.encode("<|im_end|>", add_special_tokens=False) == [3]
 
 
-def test_truncation_that_someone_set_does_not_cut_text(model_folder: Callable[..., str]) -> None:
-    tokenizer = load_tokenizer(model_folder())
-    tokenizer("很长" * 50, truncation=True, max_length=5)
-    assert tokenizer.decode(encode_text(tokenizer, "很长" * 50)) == "很长" * 50
+def test_length_limit_of_a_tokenizer_file_cuts_nothing(model_folder: Callable[..., str]) -> None:
+    path = model_folder()
+    limited = PreTrainedTokenizerFast.from_pretrained(path)
+    limited.backend_tokenizer.enable_truncation(5)
+    limited.backend_tokenizer.enable_padding(length=64)
+    limited.backend_tokenizer.save(f"{path}/tokenizer.json")
+    prompt = build_prompt(load_tokenizer(path), PromptConfig(user="规则很长很长。" * 20 + "{text}"))
+    assert ("规则很长很长。" * 20 + "很长" * 50 + "<|im_end|>") in prompt.tokenizer.decode(
+        prompt.render({"text": "很长" * 50})
+    )
+    assert count_tokens(prompt.tokenizer, ["很", ""]) == [1, 0]
 
 
 def test_control_tokens_that_text_can_form_are_refused(tmp_path: Path) -> None:
@@ -261,7 +268,7 @@ def test_turn_end_closes_the_assistants_turn(tokenizer: PreTrainedTokenizerFast)
     assert stop_token_ids(tokenizer) == [3]
 
 
-@pytest.mark.parametrize("ending", ["", "\n\n"])
+@pytest.mark.parametrize("ending", ["", "。"])
 def test_no_stop_token_where_a_turn_ends_with_text(model_folder: Callable[..., str], ending: str) -> None:
     template = "{% for m in messages %}" + "{{ m['role'] }}：{{ m['content'] }}{% endfor %}" + ending
     tokenizer = load_tokenizer(model_folder(chat_template=template))

@@ -156,9 +156,12 @@ def test_parts_are_sorted_and_nothing_else(tmp_path: Path) -> None:
 def test_success_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
     original = Folder.write_text
-    monkeypatch.setattr(
-        Folder, "write_text", lambda self, name, text: (written.append(name), original(self, name, text))
-    )
+
+    def noted(self: Folder, name: str, text: str) -> None:
+        written.append(name)
+        original(self, name, text)
+
+    monkeypatch.setattr(Folder, "write_text", noted)
     folder = Folder(str(tmp_path))
     folder.finish({"rows": 3})
     assert written == ["summary.json", "_SUCCESS"] and folder.is_complete()

@@ -1,0 +1,129 @@
+"""Whatever is killed, the same command ends with every row exactly once."""
+
+from __future__ import annotations
+
+import collections
+import os
+import random
+import signal
+import time
+
+import fake
+import pytest
+import ray
+from conftest import WAIT_S, ids, kill_session, wait_until
+
+from kun_ray.config import KunError
+from kun_ray.generate import count_written, generate
+
+
+def num_ended(job) -> int:
+    return sum(event["event"] == "end" for event in fake.read_journal(job.plan))
+
+
+def polished(job) -> set[int]:
+    return {e["row"] for e in fake.read_journal(job.plan) if (e["step"], e["event"]) == ("polish", "end")}
+
+
+def address() -> str:
+    return f"ray.address={ray.get_runtime_context().gcs_address}"
+
+
+def test_a_killed_driver_continues(cluster, documents, chain, tmp_path):
+    """SIGKILL at random moments, on a cluster that lives on: what the dead driver's workers still do must not matter."""
+    source = documents(400)
+    job = chain(source, service_s=(0.0, 0.3))
+    for _ in range(2):
+        before, more = num_ended(job), random.randint(20, 350)
+        process = job.start(tmp_path / "log", address())
+        try:
+            wait_until(lambda: num_ended(job) > before + more or process.poll() is not None, f"{more} calls")  # noqa: B023
+            assert process.poll() is None, (tmp_path / "log").read_text()
+        finally:
+            kill_session(process)
+    assert generate(job.config())["rows"] == 400
+    assert ids(job.folder()) == ids(source)
+
+
+def test_ctrl_c_and_sigterm_end_a_run_that_can_go_on(cluster, documents, chain, tmp_path):
+    source = documents(400)
+    job = chain(source, service_s=(0.0, 0.3))
+
+    process = job.start(tmp_path / "first")  # with a Ray of its own, all of it in the terminal's process group
+    try:
+        wait_until(lambda: num_ended(job) > 150 or process.poll() is not None, "rows")
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(WAIT_S) == 130
+    finally:
+        kill_session(process)
+    log = (tmp_path / "first").read_text()
+    assert "stopping: finishing the rows in flight" in log and "run the same command again to continue" in log
+    assert "Traceback" not in log
+    finished = {int(row["title"]) for row in job.rows()}
+    assert 0 < len(finished) < 400 and finished == polished(job)  # nothing that was paid for is lost
+    with pytest.raises(KunError, match="is not complete"):
+        generate(job.config(f"input={job.output}", f"output={tmp_path / 'next'}"))
+
+    endless = chain(source, service_s=(3600.0, 3600.0))  # the rows in flight will not finish within the grace time
+    process = endless.start(tmp_path / "second", address(), "stop_grace_s=1")
+    try:
+        started = sum(event["event"] == "start" for event in fake.read_journal(job.plan))
+        wait_until(
+            lambda: sum(e["event"] == "start" for e in fake.read_journal(job.plan)) > started
+            or process.poll() is not None,
+            "rows in flight",
+        )
+        process.terminate()
+        asked = time.monotonic()
+        assert process.wait(WAIT_S) == 130, (tmp_path / "second").read_text()
+        assert time.monotonic() - asked < 60
+    finally:
+        kill_session(process)
+    assert "run the same command again to continue" in (tmp_path / "second").read_text()
+
+    job = chain(source)
+    assert generate(job.config())["rows"] == 400
+    assert ids(job.folder()) == ids(source)
+
+
+def test_dead_engines_and_processes_are_replaced(cluster, documents, chain):
+    """Replays finish their rows in another order; Ray Data skips the outputs that it has already."""
+    marks = {33: "exit", 150: "dead", 260: "exit"}
+    source = documents(400, marks=marks)
+    job = chain(source, {"all": ["label", "score", "polish"]}, service_s=(0.0, 0.2))
+    summary = generate(job.config("pools.all.replicas=2"))
+
+    assert summary["ok"] == 400
+    assert ids(job.folder()) == ids(source)
+    times = collections.Counter(e["row"] for e in fake.read_journal(job.plan) if (e["step"], e["event"]) == ("label", "end"))
+    assert len(times) == 400 and max(times.values()) > 1  # some rows were replayed, or the test proves nothing
+    assert len({event["engine"] for event in fake.read_journal(job.plan)}) >= 2 + len(marks)
+    for row in job.rows():
+        assert row["answer"].startswith(row["text"][:6]) and row["instruction"][3:9] == row["text"][:6]
+
+
+def test_a_run_that_died_around_a_write_continues(cluster, documents, chain):
+    source = documents(60)
+    job = chain(source, {"label": ["label"]})
+    summary = generate(job.config())
+    folder = job.folder()
+    assert [table.num_rows for table in map(_read, folder.parts())] == [32, 28]
+    calls = num_ended(job)
+
+    folder.filesystem.delete_file(folder.child("_SUCCESS"))  # died after the last write
+    assert generate(job.config())["reasons"] == summary["reasons"]
+    assert ids(folder) == ids(source) and num_ended(job) == calls
+
+    folder.filesystem.delete_file(folder.child("_SUCCESS"))  # died in the midst of a write: uncommitted, and half a file
+    torn = folder.parts()[0]
+    checkpoint = folder.child("_checkpoint/") + torn.rsplit("/", 1)[-1].replace("-0.parquet", ".parquet")
+    os.rename(checkpoint, checkpoint.replace(".parquet", ".pending.parquet"))
+    os.truncate(torn, 1000)
+    assert generate(job.config())["rows"] == 60
+    assert ids(folder) == ids(source) and num_ended(job) == calls + 32 and count_written(folder) == 60
+
+
+def _read(path):
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path)
