@@ -54,7 +54,7 @@ class Shape:
             turn["output_tokens"] / batch * 2 * weights
             + turn["output_tokens"] * mean_context * self.kv_bytes_per_token()
         )
-        return prefill + read / limits["copy_bytes_per_s"]
+        return float(prefill + read / limits["copy_bytes_per_s"])
 
 
 SHAPES = {

@@ -6,15 +6,11 @@ at most a few MB of a file are held. Everything that can go wrong is a StreamErr
 
 from __future__ import annotations
 
-import os
 import tarfile
-import urllib.parse
 import zlib
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple, Protocol, Self, cast
-
-import pyarrow.fs as pafs
 
 CHUNK_BYTES = 1 << 20
 BOMB_RATIO = 200
@@ -123,14 +119,6 @@ class Text(NamedTuple):
     error: StreamError | None = None
     offset: int = 0
     """Of the last member that could be found, if the archive itself is damaged."""
-
-
-def resolve(path: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem of a path or URI and the path within it. A URI keeps its options: `s3://b/x?endpoint_override=…`."""
-    if "://" not in path:
-        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
-    base, mark, options = path.partition("?")
-    return pafs.FileSystem.from_uri(urllib.parse.quote(base, safe=":/@%") + mark + options)
 
 
 def texts(stream: ByteStream, name: str) -> Iterator[Text]:

@@ -22,9 +22,10 @@ from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from kun_ray import schema
-from kun_ray.archives import TAR_SUFFIXES, TEXT_SUFFIXES, resolve
+from kun_ray.archives import TAR_SUFFIXES, TEXT_SUFFIXES
 from kun_ray.config import KunError, one_of, require
 from kun_ray.documents import Extract, extract_fields, extract_wanjuan, extract_wudao, read_documents
+from kun_ray.store import resolve
 
 if TYPE_CHECKING:
     from ray.data.context import DataContext

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kun_ray import schema
-from kun_ray.archives import ByteStream, StreamError, resolve, texts
+from kun_ray.archives import ByteStream, StreamError, texts
 from kun_ray.records import Record, split
+from kun_ray.store import resolve
 
 MAX_BLOCK_ROWS = 2000
 MAX_BLOCK_BYTES = 16 << 20

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.data
+from pyarrow import fs
 from ray.data.checkpoint import CheckpointConfig
 from ray.data.datasource import FilenameProvider
 
@@ -24,6 +25,8 @@ from kun_ray.store import CHECKPOINT, SUBMITTED, Folder, is_local
 if TYPE_CHECKING:
     from ray.data._internal.execution.interfaces.physical_operator import PhysicalOperator
 
+PENDING = ".pending.parquet"
+"""Ray Data's record of a write that has begun; it loses this suffix when the file is whole."""
 LOCAL_MIN_CPUS = 4
 """Logical CPUs of a local Ray: reading, filtering and writing each want one beside the engines'."""
 
@@ -89,6 +92,7 @@ def configure(folder: Folder, id_column: str = "doc_id", max_waiting_rows: int |
         ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
     )
 
+    drop_unfinished(folder)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -104,6 +108,23 @@ def configure(folder: Folder, id_column: str = "doc_id", max_waiting_rows: int |
     policies = [policy for policy in ENABLED_BACKPRESSURE_POLICIES if policy is not RowBackpressure]
     context.set_config("max_waiting_rows", max_waiting_rows)
     context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*policies, RowBackpressure])
+
+
+def drop_unfinished(folder: Folder) -> None:
+    """Deletes files whose write was cut off by a kill: they may be half a file, and their rows run again.
+
+    Ray Data does so too, but only once it runs, when readers have stumbled over half a file; and it may delete the
+    record of a write before the file, so that a second kill would leave rows twice.
+    """
+    filesystem, parts = folder.filesystem, folder.parts()
+    records = filesystem.get_file_info(fs.FileSelector(folder.child(CHECKPOINT), allow_not_found=True))
+    by_name = {record.base_name: record.path for record in records}
+    for name in [name for name in by_name if name.endswith(PENDING)]:
+        written = name.removesuffix(PENDING)
+        unfinished = [path for path in parts if path.rsplit("/", 1)[-1].startswith((f"{written}-", f"{written}."))]
+        repeated = [by_name[other] for other in (f"{written}.parquet",) if other in by_name]
+        for path in [*unfinished, *repeated, by_name[name]]:  # the record last: a kill in between changes nothing
+            filesystem.delete_file(path)
 
 
 def write(dataset: ray.data.Dataset, folder: Folder, rows_per_file: int) -> None:

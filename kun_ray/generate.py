@@ -17,7 +17,7 @@ import ray.data
 from omegaconf import MISSING
 from transformers import AutoConfig
 
-from kun_ray import execution, store
+from kun_ray import execution, models, store
 from kun_ray.config import ConfigError, KunError, RayConfig, require, to_dict
 from kun_ray.engine import check_engine_arguments, check_engine_installed, environment
 from kun_ray.pool import DEFERRED, Pool, PoolConfig
@@ -80,6 +80,8 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         KeyboardInterrupt: stopped by a signal; what was finished is kept.
     """
     source = store.require_complete(config.input)
+    for pool in config.pools.values():
+        pool.chat_template = models.read_chat_template(pool.chat_template)
     preflight(config, source)
     folder = store.open_stage(config.output, fingerprint(config, source), to_dict(config))
     if folder.is_complete():
@@ -90,10 +92,10 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     execution.warn_if_not_shared([config.input, config.output, *(pool.model for pool in config.pools.values())])
 
     started = time.monotonic()
+    execution.configure(folder, max_waiting_rows=config.max_waiting_rows)
     num_rows, num_before = source.dataset().count_rows(), count_written(folder)
     board = new_board()
     names = list(config.pools)
-    execution.configure(folder, max_waiting_rows=config.max_waiting_rows)
     with (
         execution.stopping(lambda: ray.get(board.request_stop.remote(names[:1])), config.stop_grace_s) as stopped,
         Monitor(board, folder, names, num_rows, num_before, config.ray.log_every_s) as monitor,
@@ -205,11 +207,11 @@ def preflight(config: GenerateConfig, source: store.Folder) -> None:
 
 
 def _check_model(name: str, pool: PoolConfig, steps: StepsConfig, longest: int) -> None:
-    if store.is_missing_folder(pool.model):
+    if models.is_missing_folder(pool.model):
         raise ConfigError(
             f"pools.{name}.model: there is no folder {pool.model}; give a folder with a model in it, or a hub id"
         )
-    path = store.fetch_model(pool.model, weights=False)
+    path = models.fetch_model(pool.model, weights=False)
     tokenizer = load_tokenizer(path, pool.chat_template, pool.trust_remote_code)
     try:
         hf_config = AutoConfig.from_pretrained(path, trust_remote_code=pool.trust_remote_code)
@@ -267,7 +269,7 @@ def fingerprint(config: GenerateConfig, source: store.Folder) -> dict[str, Any]:
         "pools": {
             name: {
                 "model": pool.model,
-                "weights": store.model_digest(pool.model),
+                "weights": models.model_digest(pool.model),
                 "chat_template": pool.chat_template,
                 "max_model_len": pool.max_model_len,
                 "steps": list(pool.steps),

@@ -22,10 +22,10 @@ import pyarrow as pa
 
 from kun_ray.config import require
 from kun_ray.engine import Engine, EngineConfig, EngineDead, VllmEngine
+from kun_ray.models import fetch_model
 from kun_ray.prompts import load_tokenizer, stop_token_ids
 from kun_ray.schema import FAILED, OK, to_table, with_steps
 from kun_ray.steps import STEPS, Reply, Step, StepsConfig, build_step
-from kun_ray.store import fetch_model
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ import ray
 from omegaconf import MISSING
 from pyarrow import fs
 
-from kun_ray import cleaning, execution, quality, store
+from kun_ray import cleaning, execution, models, quality, store
 from kun_ray.config import KunError, RayConfig, require, to_dict
 from kun_ray.corpora import CorporaDatasource, CorpusConfig, read_corpora
 from kun_ray.dedup import SIGNATURE_VERSION, DedupConfig, find_duplicates, signature_fields, signatures
@@ -214,7 +214,7 @@ def run_parallel(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterat
 @functools.lru_cache(maxsize=2)
 def _tokenizer(path: str) -> Any:
     return load_tokenizer(
-        store.fetch_model(path, weights=False), chat_template="chatml"
+        models.fetch_model(path, weights=False), chat_template="chatml"
     )  # the template is not used here
 
 
@@ -234,7 +234,7 @@ def _fingerprint(config: PrepareConfig, listing: str) -> dict[str, Any]:
             for corpus in plain["corpora"]
         },
         "input": hashlib.blake2b(listing.encode(), digest_size=16).hexdigest(),
-        "tokenizer": config.tokenizer and store.model_digest(config.tokenizer),
+        "tokenizer": config.tokenizer and models.model_digest(config.tokenizer),
         "filters": plain["filters"],
         "dedup": {**plain["dedup"], "signatures": SIGNATURE_VERSION},
     }

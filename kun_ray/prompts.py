@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import re
 import string
-from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
@@ -22,6 +21,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from kun_ray.config import ConfigError, require
+from kun_ray.models import read_chat_template
 
 FIELDS = ("text", "instruction", "title", "answer")
 CHATML = (
@@ -82,7 +82,7 @@ def load_tokenizer(
 
     Args:
         path: folder or hub id of the model.
-        chat_template: null (the model's own), `chatml`, or the path of a Jinja file.
+        chat_template: null (the model's own), `chatml`, the path of a Jinja file, or its content.
     Raises:
         ConfigError: no tokenizer there, not a fast one, no chat template to be had, or control tokens that text can form.
     """
@@ -98,12 +98,8 @@ def load_tokenizer(
         )
     tokenizer.backend_tokenizer.no_truncation()  # some tokenizer.json files bring a length limit, which would cut prompts
     tokenizer.backend_tokenizer.no_padding()
-    if chat_template == "chatml":
-        tokenizer.chat_template = CHATML
-    elif chat_template is not None:
-        if not Path(chat_template).is_file():
-            raise ConfigError(f"chat_template: no file {chat_template} (give `chatml` or the path of a Jinja file)")
-        tokenizer.chat_template = Path(chat_template).read_text()
+    if chat_template is not None:
+        tokenizer.chat_template = CHATML if chat_template == "chatml" else read_chat_template(chat_template)
     if not tokenizer.chat_template:
         raise ConfigError(
             f"{path} has no chat template: set chat_template: chatml, or the path of the Jinja file it was trained with"

@@ -10,8 +10,8 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 import time
+import urllib.parse
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
@@ -32,7 +32,6 @@ METRICS = "metrics.jsonl"
 CHECKPOINT = "_checkpoint"
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable that `ray job submit` sets for the job's driver."""
-WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +102,10 @@ class Folder:
 
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system and path of a folder given as a local path, `s3://…`, `hdfs://…` or any URI pyarrow knows."""
+    """The file system and path of a folder given as a local path, `s3://…`, `hdfs://…` or any URI pyarrow knows.
+
+    A URI keeps its options: `s3://bucket/run?endpoint_override=…`.
+    """
     if "://" not in uri:
         if SUBMITTED in os.environ and not uri.startswith(("/", "~")):
             raise ConfigError(
@@ -111,8 +113,9 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
                 "give an absolute path on storage that all nodes share, or s3://…"
             )
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri)).rstrip("/") or "/"
+    base, mark, options = uri.partition("?")
     try:
-        filesystem, path = fs.FileSystem.from_uri(uri)
+        filesystem, path = fs.FileSystem.from_uri(urllib.parse.quote(base, safe=":/@%") + mark + options)
     except (pa.ArrowInvalid, OSError) as error:
         raise KunError(without_credentials(f"cannot use {uri}: {error}")) from None
     return filesystem, path.rstrip("/")
@@ -213,59 +216,6 @@ def input_fingerprint(folder: Folder) -> str:
     infos = folder.filesystem.get_file_info(folder.parts())
     listing = "\n".join(f"{info.base_name} {info.size}" for info in infos)
     return hashlib.blake2b(listing.encode(), digest_size=16).hexdigest()
-
-
-def is_missing_folder(model: str) -> bool:
-    """Whether a model is written like a path or URI (not like a hub id, `owner/name`) and is not there."""
-    if "://" in model:
-        return not Folder(model).exists()
-    if os.path.isdir(os.path.expanduser(model)):
-        return False
-    return model.startswith((".", "/", "~")) or model.count("/") != 1
-
-
-def fetch_model(model: str, weights: bool = True) -> str:
-    """A model as something transformers and vLLM can load: object-store folders are copied to this node once.
-
-    Local folders and hub ids are returned as they are. A copy appears under its final name only when it is whole.
-    With `weights=False` only its small files are copied: tokenizer and configuration.
-    """
-    if "://" not in model:
-        return os.path.abspath(os.path.expanduser(model)) if os.path.isdir(os.path.expanduser(model)) else model
-    import tempfile
-
-    filesystem, source = resolve(model)
-    cache = Path(os.environ.get("KUN_RAY_CACHE", Path.home() / ".cache" / "kun_ray")) / "models"
-    target = cache / hashlib.blake2b(f"{model} {model_digest(model)} {weights}".encode(), digest_size=12).hexdigest()
-    if not target.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        staging = tempfile.mkdtemp(dir=cache)
-        try:
-            for info in filesystem.get_file_info(fs.FileSelector(source)):
-                if info.is_file and (weights or not info.base_name.endswith(WEIGHTS)):
-                    fs.copy_files(info.path, f"{staging}/{info.base_name}", filesystem, fs.LocalFileSystem())
-            os.rename(staging, target)
-        except OSError:
-            if not target.is_dir():  # else another replica on this node was faster
-                raise
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    return str(target)
-
-
-def model_digest(model: str) -> str:
-    """Identity of a model's files: names, sizes, whole small files and both ends of large ones; a hub id stands for itself."""
-    if "://" not in model and not os.path.isdir(os.path.expanduser(model)):
-        return model
-    filesystem, path = resolve(model)
-    digest = hashlib.blake2b(digest_size=16)
-    for info in sorted(filesystem.get_file_info(fs.FileSelector(path)), key=lambda i: i.base_name):
-        if info.is_file:
-            digest.update(f"{info.base_name} {info.size}\n".encode())
-            with filesystem.open_input_file(info.path) as file:
-                digest.update(file.read(1 << 20))
-                digest.update(file.read_at(min(info.size, 1 << 20), max(0, info.size - (1 << 20))))
-    return digest.hexdigest()
 
 
 def _versions() -> dict[str, str]:

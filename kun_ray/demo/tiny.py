@@ -105,12 +105,12 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             losses.append(float(loss.detach()))
     recent = losses[-20:]
-    return sum(recent) / max(1, len(recent))
+    return sum(recent, 0.0) / max(1, len(recent))
 
 
 def _cpu_seconds() -> float:
     """Wall time of an idle machine: on a busy one the models take longer, but learn as much."""
-    return time.process_time() / torch.get_num_threads()
+    return time.process_time() / float(torch.get_num_threads())
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
@@ -141,7 +141,7 @@ def build_models(folder: Path, texts: list[str], steps: StepsConfig, seconds: fl
     prompts = [config.prompt.user for config in (steps.label, steps.score, steps.polish) if config]
     tokenizer = build_tokenizer([*everything, *prompts * 4])
     model = build_model()
-    base = [([], encode_text(tokenizer, text)[: CONTEXT - 1] + [1]) for text in everything]
+    base: list[Sample] = [([], encode_text(tokenizer, text)[: CONTEXT - 1] + [1]) for text in everything]
     plan = [
         ("base", base, 0.2),
         ("label", label_samples(tokenizer, pairs, steps), 0.15),

@@ -69,8 +69,9 @@ def test_ctrl_c_and_sigterm_end_a_run_that_can_go_on(cluster, documents, chain, 
     try:
         started = sum(event["event"] == "start" for event in fake.read_journal(job.plan))
         wait_until(
-            lambda: sum(e["event"] == "start" for e in fake.read_journal(job.plan)) > started
-            or process.poll() is not None,
+            lambda: (
+                sum(e["event"] == "start" for e in fake.read_journal(job.plan)) > started or process.poll() is not None
+            ),
             "rows in flight",
         )
         process.terminate()
@@ -95,7 +96,9 @@ def test_dead_engines_and_processes_are_replaced(cluster, documents, chain):
 
     assert summary["ok"] == 400
     assert ids(job.folder()) == ids(source)
-    times = collections.Counter(e["row"] for e in fake.read_journal(job.plan) if (e["step"], e["event"]) == ("label", "end"))
+    times = collections.Counter(
+        e["row"] for e in fake.read_journal(job.plan) if (e["step"], e["event"]) == ("label", "end")
+    )
     assert len(times) == 400 and max(times.values()) > 1  # some rows were replayed, or the test proves nothing
     assert len({event["engine"] for event in fake.read_journal(job.plan)}) >= 2 + len(marks)
     for row in job.rows():
@@ -114,7 +117,9 @@ def test_a_run_that_died_around_a_write_continues(cluster, documents, chain):
     assert generate(job.config())["reasons"] == summary["reasons"]
     assert ids(folder) == ids(source) and num_ended(job) == calls
 
-    folder.filesystem.delete_file(folder.child("_SUCCESS"))  # died in the midst of a write: uncommitted, and half a file
+    folder.filesystem.delete_file(
+        folder.child("_SUCCESS")
+    )  # died in the midst of a write: uncommitted, and half a file
     torn = folder.parts()[0]
     checkpoint = folder.child("_checkpoint/") + torn.rsplit("/", 1)[-1].replace("-0.parquet", ".parquet")
     os.rename(checkpoint, checkpoint.replace(".parquet", ".pending.parquet"))

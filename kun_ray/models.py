@@ -1,0 +1,81 @@
+"""Where a model's files are: local folders, object stores, hub ids; copies on a node; identity of the weights.
+
+generate and prepare call it on the driver, pools on their nodes. It reads files and never loads a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from pyarrow import fs
+
+from kun_ray.config import ConfigError
+from kun_ray.store import Folder, resolve
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
+
+
+def is_missing_folder(model: str) -> bool:
+    """Whether a model is written like a path or URI (not like a hub id, `owner/name`) and is not there."""
+    if "://" in model:
+        return not Folder(model).exists()
+    if os.path.isdir(os.path.expanduser(model)):
+        return False
+    owner, _, name = model.partition("/")
+    return not name or "/" in name or model.startswith((".", "/", "~")) or Path(owner).is_dir()
+
+
+def fetch_model(model: str, weights: bool = True) -> str:
+    """A model as something transformers and vLLM can load: object-store folders are copied to this node once.
+
+    Local folders and hub ids are returned as they are. A copy appears under its final name only when it is whole.
+    With `weights=False` only its small files are copied: tokenizer and configuration.
+    """
+    if "://" not in model:
+        return os.path.abspath(os.path.expanduser(model)) if os.path.isdir(os.path.expanduser(model)) else model
+    filesystem, source = resolve(model)
+    cache = Path(os.environ.get("KUN_RAY_CACHE", Path.home() / ".cache" / "kun_ray")) / "models"
+    target = cache / hashlib.blake2b(f"{model} {model_digest(model)} {weights}".encode(), digest_size=12).hexdigest()
+    if not target.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        staging = tempfile.mkdtemp(dir=cache)
+        try:
+            for info in filesystem.get_file_info(fs.FileSelector(source)):
+                if info.is_file and (weights or not info.base_name.endswith(WEIGHTS)):
+                    fs.copy_files(info.path, f"{staging}/{info.base_name}", filesystem, fs.LocalFileSystem())
+            os.rename(staging, target)
+        except OSError:
+            if not target.is_dir():  # else another replica on this node was faster
+                raise
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return str(target)
+
+
+def model_digest(model: str) -> str:
+    """Identity of a model's files: names, sizes, whole small files and both ends of large ones; a hub id stands for itself."""
+    if "://" not in model and not os.path.isdir(os.path.expanduser(model)):
+        return model
+    filesystem, path = resolve(model)
+    digest = hashlib.blake2b(digest_size=16)
+    for info in sorted(filesystem.get_file_info(fs.FileSelector(path)), key=lambda i: i.base_name):
+        if info.is_file:
+            digest.update(f"{info.base_name} {info.size}\n".encode())
+            with filesystem.open_input_file(info.path) as file:
+                digest.update(file.read(1 << 20))
+                digest.update(file.read_at(min(info.size, 1 << 20), max(0, info.size - (1 << 20))))
+    return digest.hexdigest()
+
+
+def read_chat_template(chat_template: str | None) -> str | None:
+    """A pool's chat template with a file's path replaced by its content, so that workers and the fingerprint have it."""
+    if chat_template is None or chat_template == "chatml" or "{" in chat_template:
+        return chat_template
+    path = Path(chat_template).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"chat_template: no file {chat_template} (give `chatml` or the path of a Jinja file)")
+    return path.read_text()
