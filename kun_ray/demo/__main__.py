@@ -29,7 +29,6 @@ from kun_ray.schema import FAILED, OK, REJECTED
 
 CONF = Path("conf/demo")
 RUN = Path("runs/demo")
-FIT_S = 150.0
 
 
 def main() -> None:
@@ -40,7 +39,7 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true", help="run both engines on one GPU")
     parser.add_argument("--model", help="use this model for every step instead of the tiny ones that the demo fits")
     parser.add_argument(
-        "--fit-seconds", type=float, default=FIT_S, help="time for fitting the tiny models (default %(default)s)"
+        "--effort", type=float, default=1.0, help="multiplies the epochs of the tiny models (default 1)"
     )
     options = parser.parse_args()
     if not CONF.is_dir():
@@ -59,7 +58,7 @@ def main() -> None:
     )
     if not options.model:
         console.rule("models")
-        tiny.build_models(RUN / "models", layout.clean_texts(), generation.steps, options.fit_seconds)
+        tiny.build_models(RUN / "models", layout.clean_texts(), generation.steps, options.effort)
     tokenizer = generation.pools["label"].model
     stages: tuple[tuple[str, Any, Any], ...] = (
         (

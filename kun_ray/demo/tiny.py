@@ -81,36 +81,29 @@ def build_model(seed: int = 0, hidden: int = 128, layers: int = 3) -> LlamaForCa
 
 
 def fit(
-    model: LlamaForCausalLM, samples: list[Sample], seconds: float, lr: float = 2e-3, budget: int = 1024, seed: int = 0
+    model: LlamaForCausalLM, samples: list[Sample], epochs: int, lr: float = 4e-3, budget: int = 1024, seed: int = 0
 ) -> float:
-    """Plain PyTorch AdamW on padded batches of about `budget` tokens for about `seconds` of all threads; returns the last mean loss (nats/token)."""
+    """Plain PyTorch AdamW on padded batches of at most `budget` tokens; returns the last mean loss (nats/token)."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
-    rng, started, losses = random.Random(seed), _cpu_seconds(), []
+    rng = random.Random(seed)
+    batches = [batch for _ in range(epochs) for batch in _batches(samples, budget, rng)]
+    losses: list[float] = []
     model.train()
-    while (elapsed := _cpu_seconds() - started) < seconds:
-        for batch in _batches(samples, budget, rng):
-            elapsed = _cpu_seconds() - started
-            if elapsed >= seconds:
-                break
-            for group in optimizer.param_groups:
-                group["lr"] = lr * min(1.0, (elapsed + 1) / 3) * max(0.05, 1 - elapsed / seconds)
-            ids, labels = _padded(batch)
-            hidden = model.model(input_ids=ids, attention_mask=(ids != 1).long(), use_cache=False).last_hidden_state
-            counted = labels[:, 1:] != -100  # the head is most of a tiny model's cost: only where the loss counts
-            logits = model.lm_head(hidden[:, :-1][counted])
-            loss = torch.nn.functional.cross_entropy(logits, labels[:, 1:][counted])
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            losses.append(float(loss.detach()))
+    for step, batch in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 20) * max(0.05, 1 - step / len(batches))
+        ids, labels = _padded(batch)
+        hidden = model.model(input_ids=ids, attention_mask=(ids != 1).long(), use_cache=False).last_hidden_state
+        counted = labels[:, 1:] != -100  # the head is most of a tiny model's cost: only where the loss counts
+        logits = model.lm_head(hidden[:, :-1][counted])
+        loss = torch.nn.functional.cross_entropy(logits, labels[:, 1:][counted])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(float(loss.detach()))
     recent = losses[-20:]
     return sum(recent, 0.0) / max(1, len(recent))
-
-
-def _cpu_seconds() -> float:
-    """Wall time of an idle machine: on a busy one the models take longer, but learn as much."""
-    return time.process_time() / float(torch.get_num_threads())
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
@@ -123,14 +116,14 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, path: Path
     model.to(torch.float32)
 
 
-def build_models(folder: Path, texts: list[str], steps: StepsConfig, seconds: float = 150.0, say: Any = print) -> None:
+def build_models(folder: Path, texts: list[str], steps: StepsConfig, effort: float = 1.0, say: Any = print) -> None:
     """Writes folder/{base,label,chat}; models that are there already are kept.
 
     Args:
         folder: where the three model folders go.
         texts: documents that the tokenizer and the base model learn from.
         steps: the prompts that label and chat learn to follow.
-        seconds: time for all three fits together.
+        effort: multiplies the epochs of all three fits; 1 takes about two and a half minutes on two cores.
     """
     if all((folder / name / "config.json").is_file() for name in ("base", "label", "chat")):
         say(f"models in {folder} are there already")
@@ -143,20 +136,21 @@ def build_models(folder: Path, texts: list[str], steps: StepsConfig, seconds: fl
     model = build_model()
     base: list[Sample] = [([], encode_text(tokenizer, text)[: CONTEXT - 1] + [1]) for text in everything]
     plan = [
-        ("base", base, 0.2),
-        ("label", label_samples(tokenizer, pairs, steps), 0.15),
-        ("chat", chat_samples(tokenizer, pairs, texts, steps), 0.65),
+        ("base", base, 3),
+        ("label", label_samples(tokenizer, pairs, steps), 16),
+        ("chat", chat_samples(tokenizer, pairs, texts, steps), 12),
     ]
     learned: dict[str, torch.Tensor] = {}
-    for name, samples, share in plan:
+    for name, samples, epochs in plan:
+        started = time.monotonic()
         if learned:
             model.load_state_dict(learned)  # label and chat both start from the base model
-        loss = fit(model, samples, seconds * share, lr=4e-3)
+        loss = fit(model, samples, max(1, round(epochs * effort)))
         if name == "base":
             learned = {key: value.clone() for key, value in model.state_dict().items()}
         if not (folder / name).exists():
             save(model, tokenizer, folder / name)
-        say(f"{name}: {len(samples)} samples, {seconds * share:.0f} s, loss {loss:.2f} nats/token")
+        say(f"{name}: {len(samples)} samples, {time.monotonic() - started:.0f} s, loss {loss:.2f} nats/token")
 
 
 def label_samples(tokenizer: PreTrainedTokenizerFast, pairs: list[dict[str, str]], steps: StepsConfig) -> list[Sample]:
