@@ -3,7 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready-cpu
-READY_GPU := $(VENV)/.ready-gpu
+VENV_GPU := .venv-gpu
+READY_GPU := $(VENV_GPU)/.ready
 
 .PHONY: help venv gpu demo smoke-gpu corpora test lint clean
 
@@ -16,11 +17,11 @@ $(READY): requirements/cpu.txt requirements/install-cpu.sh setup.cfg
 	requirements/install-cpu.sh $(PYTHON) $(VENV)
 	touch $@
 
-gpu: $(READY_GPU)  ## the environment for GPUs (.venv): vLLM's CUDA build and DeepSpeed
+gpu: $(READY_GPU)  ## the environment for GPUs (.venv-gpu): vLLM's CUDA build and DeepSpeed
 
 $(READY_GPU): setup.cfg
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -q -e '.[gpu,train,dev]'
+	test -x $(VENV_GPU)/bin/python || $(PYTHON) -m venv $(VENV_GPU)
+	$(VENV_GPU)/bin/python -m pip install -q -e '.[gpu,train,dev]'
 	touch $@
 
 demo: $(READY)   ## the whole chain on embedded data: results in runs/demo
@@ -28,8 +29,8 @@ demo: $(READY)   ## the whole chain on embedded data: results in runs/demo
 
 smoke-gpu:       ## the demo on one GPU; MODEL=<folder or hub id> takes another model
 	@command -v nvidia-smi >/dev/null && nvidia-smi -L | grep -q GPU || { echo "smoke-gpu: this machine shows no NVIDIA GPU (nvidia-smi -L)" >&2; exit 1; }
-	@test -x $(PY) || $(MAKE) gpu
-	$(PY) -m kun_ray.demo --gpu $(if $(MODEL),--model $(MODEL))
+	@$(MAKE) --no-print-directory gpu
+	$(VENV_GPU)/bin/python -m kun_ray.demo --gpu $(if $(MODEL),--model $(MODEL))
 
 corpora: $(READY)  ## real Chinese text from Debian packages in the three corpora's layouts: build/corpora
 	$(PY) bench/corpora.py build/corpora
@@ -43,4 +44,4 @@ lint: $(READY)   ## ruff and mypy
 	$(VENV)/bin/mypy
 
 clean:           ## removes the environment and everything that was made
-	rm -rf $(VENV) build runs *.egg-info
+	rm -rf $(VENV) $(VENV_GPU) build runs *.egg-info

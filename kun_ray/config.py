@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import inspect
 import re
+import signal
 import sys
 import textwrap
 import typing
@@ -44,7 +45,10 @@ class RayConfig:
     address: str | None = None
     """Cluster to join, such as `auto` or `ray://head:10001`; null joins a running one if RAY_ADDRESS names it, else starts a local one."""
     num_cpus: int | None = None
-    """Logical CPUs of a local Ray that this job starts; null takes the machine's, and at least 4. Ignored when joining a cluster."""
+    """Logical CPUs of a local Ray that this job starts; null takes the machine's, and at least what the job reserves.
+    Ignored when joining a cluster."""
+    autoscaling: bool = False
+    """Whether the cluster adds nodes on demand: then it need not hold all pools when the job starts."""
     object_store_gb: float | None = None
     """Object store of a local Ray in GB; null takes Ray's default."""
     log_every_s: float = 5.0
@@ -101,6 +105,7 @@ def run_job(schema: type[T], main: Callable[[T], object], doc: str | None) -> No
             f"{(doc or '').strip()}\n\nusage: python {sys.argv[0]} [conf/FILE.yaml …] [key=value …]\n\n{describe(schema)}"
         )
         return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         config = load(schema, sys.argv[1:])
         resolved = yaml.safe_dump(to_dict(config), allow_unicode=True, sort_keys=False)

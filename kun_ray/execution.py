@@ -47,7 +47,7 @@ def connect(config: RayConfig, min_cpus: int = LOCAL_MIN_CPUS) -> None:
             num_cpus = config.num_cpus or max(min_cpus, os.cpu_count() or 1)
             os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(num_cpus))
             ray.init("local", num_cpus=num_cpus, object_store_memory=store, include_dashboard=False, **quiet)
-    except ConnectionError as error:
+    except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"no Ray cluster answers at {address}: {error}; start one with `ray start --head`, or unset ray.address"
         ) from None
@@ -62,7 +62,7 @@ def require_resources(needs: dict[str, float], what: str) -> None:
             held = {key: round(value, 1) for key, value in have.items() if key in ("CPU", "GPU") or key in needs}
             raise ConfigError(
                 f"{what} needs {amount:g} {name}, but the cluster has {have.get(name, 0.0):g} (all nodes: {held}): "
-                "lower replicas or tensor_parallel_size, set accelerator: cpu, or join a larger cluster (ray.address)"
+                "lower replicas or tensor_parallel_size, set accelerator: cpu, or join a larger cluster (ray.address; ray.autoscaling=true if it grows on demand)"
             )
 
 

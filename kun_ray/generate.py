@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
@@ -88,8 +89,10 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         print(f"{config.output} is complete already; nothing to do")
         return dict(folder.read_json(store.SUMMARY))
     execution.connect(config.ray, execution.local_cpus(sum(p.replicas * p.num_cpus for p in config.pools.values())))
-    require_placement(config)
-    execution.warn_if_not_shared([config.input, config.output, *(pool.model for pool in config.pools.values())])
+    if not config.ray.autoscaling:
+        require_placement(config)
+    local_models = [pool.model for pool in config.pools.values() if Path(pool.model).is_dir()]
+    execution.warn_if_not_shared([config.input, config.output, *local_models])
 
     started = time.monotonic()
     execution.configure(folder, max_waiting_rows=config.max_waiting_rows)
@@ -226,11 +229,13 @@ def _check_model(name: str, pool: PoolConfig, steps: StepsConfig, longest: int) 
     )
     for step_name in pool.steps:
         step = build_step(step_name, steps, tokenizer)
-        needed = step.num_reserved_tokens() + longest
+        text = longest if "text" in step.prompt.pieces else 0
+        instruction = steps.label.sampling.max_tokens if steps.label and "instruction" in step.prompt.pieces else 0
+        needed = step.num_reserved_tokens() + text + instruction
         if needed > context:
             raise ConfigError(
-                f"pools.{name}: `{step_name}` needs a context of {needed} tokens ({step.prompt.num_fixed_tokens()} of prompt, up to {longest} of "
-                f"text, {step.sampling.max_tokens if step.sampling else 1} of reply), but {pool.model} has {context}: take a model with more, lower "
+                f"pools.{name}: `{step_name}` needs a context of {needed} tokens ({step.prompt.num_fixed_tokens()} of prompt, up to {text} of text "
+                f"and {instruction} of instruction, {step.sampling.max_tokens if step.sampling else 1} of reply), but {pool.model} has {context}: take a model with more, lower "
                 f"steps.{step_name}.sampling.max_tokens, or prepare with a lower filters.max_tokens"
             )
 

@@ -5,6 +5,7 @@ generate and prepare call it on the driver, pools on their nodes. It reads files
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -40,8 +41,16 @@ def fetch_model(model: str, weights: bool = True) -> str:
     filesystem, source = resolve(model)
     cache = Path(os.environ.get("KUN_RAY_CACHE", Path.home() / ".cache" / "kun_ray")) / "models"
     target = cache / hashlib.blake2b(f"{model} {model_digest(model)} {weights}".encode(), digest_size=12).hexdigest()
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache.parent / f"{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # replicas of one node start together; the first copies, the others wait
+        _copy_model(filesystem, source, target, weights)
+    return str(target)
+
+
+def _copy_model(filesystem: fs.FileSystem, source: str, target: Path, weights: bool) -> None:
+    cache = target.parent
     if not target.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
         staging = tempfile.mkdtemp(dir=cache)
         try:
             for info in filesystem.get_file_info(fs.FileSelector(source)):
@@ -53,7 +62,6 @@ def fetch_model(model: str, weights: bool = True) -> str:
                 raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-    return str(target)
 
 
 def model_digest(model: str) -> str:

@@ -21,6 +21,8 @@ from rich.table import Table
 from kun_ray.schema import FAILED, OK, REJECTED
 from kun_ray.store import Folder
 
+SILENT_S = 15.0
+"""A replica that has not reported for so long is taken for dead; living ones report each second."""
 Counters = dict[str, float]
 """One replica's totals since it started: `rows`, `ok`, `rejected`, `failed`, `deferred`, `prompt_tokens`,
 `output_tokens`, `in_flight` (now), `load_s`."""
@@ -32,11 +34,13 @@ class Board:
 
     def __init__(self) -> None:
         self._replicas: dict[str, dict[str, Counters]] = collections.defaultdict(dict)
+        self._heard: dict[tuple[str, str], float] = {}
         self._stopped: set[str] = set()
 
     def report(self, pool: str, replica: str, counters: Counters) -> bool:
         """Stores one replica's counters; the answer is whether it should take no more rows."""
-        self._replicas[pool][replica] = counters
+        self._replicas[pool][replica] = {**counters, "alive": 1}
+        self._heard[pool, replica] = time.monotonic()
         return pool in self._stopped
 
     def add(self, pool: str, counters: Counters) -> None:
@@ -50,7 +54,10 @@ class Board:
         self._stopped |= set(pools)
 
     def snapshot(self) -> dict[str, dict[str, Counters]]:
-        """Pool → replica → counters."""
+        """Pool → replica → counters; of a replica that has been silent, only what it did counts."""
+        for (pool, replica), heard in self._heard.items():
+            if time.monotonic() - heard > SILENT_S:
+                self._replicas[pool][replica] |= {"alive": 0, "in_flight": 0}
         return dict(self._replicas)
 
 
@@ -107,7 +114,7 @@ class Monitor:
             summed: collections.Counter[str] = collections.Counter()
             for counters in replicas.values():
                 summed.update(counters)
-            totals[pool] = {**summed, "replicas": len(replicas)}
+            totals[pool] = {**summed, "replicas": summed["alive"]}
         return totals
 
     def _run(self) -> None:

@@ -38,7 +38,7 @@ class SelectionConfig:
     """Which of the ok rows to export: threshold first, then quotas, then top_k."""
 
     threshold: float | None = None
-    """Least score that a row needs (0–1 for P(good), 1–5 for Humpback's scale); null takes every ok row."""
+    """Least score that a row needs (0–1); null takes every ok row."""
     top_k: int | None = None
     """Most rows to export over all sources and both splits; null sets no bound."""
     quotas: dict[str, float] = dataclasses.field(default_factory=dict)
