@@ -99,10 +99,10 @@ class VllmEngine:
     """An AsyncLLM. Build it inside the actor that uses it; loading the weights takes seconds to minutes."""
 
     def __init__(self, config: EngineConfig, model_path: str, stop_token_ids: list[int]) -> None:
+        _start_resource_tracker_silently()
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        _start_resource_tracker_silently()
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(config, model_path)))
         self._stop_token_ids = stop_token_ids
         self._num_requests = 0

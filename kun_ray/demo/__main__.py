@@ -7,17 +7,17 @@ Every stage is the one that a cluster runs; only conf/demo differs. Run from the
 from __future__ import annotations
 
 import argparse
-import json
+import io
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from rich import box
 from rich.console import Console
-from rich.panel import Panel
 from rich.table import Table
+from rich.terminal_theme import MONOKAI
+from rich.text import Text
 
 from kun_ray import store
 from kun_ray.config import KunError, load
@@ -29,6 +29,9 @@ from kun_ray.schema import FAILED, OK, REJECTED
 
 CONF = Path("conf/demo")
 RUN = Path("runs/demo")
+PAGE = """<!DOCTYPE html><meta charset="UTF-8"><style>{stylesheet} body {{ color: {foreground}; background: {background}; }}
+pre {{ font: 15px/1.35 "Noto Sans Mono CJK SC", monospace; margin: 1em; }}</style><pre>$ make demo\n{code}</pre>"""
+"""The picture's page: wide characters are exactly two columns in this font."""
 
 
 def main() -> None:
@@ -41,6 +44,7 @@ def main() -> None:
     parser.add_argument(
         "--effort", type=float, default=1.0, help="multiplies the epochs of the tiny models (default 1)"
     )
+    parser.add_argument("--picture", type=Path, metavar="FILE.html", help="also save the final table as a picture")
     options = parser.parse_args()
     if not CONF.is_dir():
         sys.exit(f"there is no {CONF} here: run the demo from the project's folder")
@@ -77,13 +81,17 @@ def main() -> None:
         console.rule(f"{name}: python jobs/{name}.py {CONF}/{name}.yaml")
         stage(config)
     show(console, run, sum(truth.values()))
+    if options.picture:
+        drawn = Console(record=True, width=110, file=io.StringIO())
+        show(drawn, run, sum(truth.values()))
+        drawn.save_html(str(options.picture), theme=MONOKAI, code_format=PAGE)
     console.print(f"done in {time.monotonic() - started:.0f} s")
 
 
 def show(console: Console, run: Path, num_records: int) -> None:
     """The counts of every stage, which must add up, and five rows before and after."""
-    console.rule("result")
-    table = Table(box=box.SIMPLE_HEAD)
+    console.rule("result", characters="-")
+    table = Table(box=None, padding=(0, 2))
     for column, justify in (
         ("stage", "left"),
         ("rows in", "right"),
@@ -118,13 +126,12 @@ def show(console: Console, run: Path, num_records: int) -> None:
     console.print(table)
     console.print(f"{num_records} records read = {num_records} rows written by every stage, each once.\n")
     for row in samples(run):
-        before = f"[dim]{_short(row['text'], 150)}[/dim]"
-        after = f"[bold]{_short(row['instruction'], 80)}[/bold]\n{_short(row['answer'], 150)}"
-        console.print(
-            Panel(
-                f"{before}\n{after}", title=f"{row['source']} · {row['verdict']} {row['score']:.2f}", title_align="left"
-            )
-        )
+        lines = Table.grid(padding=(0, 2))
+        lines.add_column(style="dim", no_wrap=True)
+        lines.add_column(overflow="fold")
+        for name in ("text", "instruction", "answer"):
+            lines.add_row(f"  {name}", Text(_short(row[name], 150), style="bold" if name == "instruction" else ""))
+        console.print(f"[green]{row['source']}[/] {row['verdict']} {row['score']:.2f}", lines, "", sep="\n")
     for stage, what in (
         ("prepare", "documents, with reasons"),
         ("generate", "every row with instruction, verdict, answer"),
@@ -142,7 +149,7 @@ def samples(run: Path, num: int = 5) -> list[dict[str, Any]]:
 
 
 def _short(text: str, most: int) -> str:
-    text = json.dumps(text, ensure_ascii=False)[1:-1].replace("[", "\\[")
+    text = " ".join(text.split())
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 

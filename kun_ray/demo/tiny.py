@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from kun_ray.prompts import CHATML, PromptConfig, build_prompt, encode_text, turn_end
 from kun_ray.steps import StepsConfig
@@ -109,6 +110,7 @@ def fit(
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
     """Writes a model folder (safetensors, bf16) under a temporary name and renames it."""
     staging = path.with_name(path.name + ".tmp")
+    disable_progress_bar()
     model.to(torch.bfloat16).save_pretrained(staging)
     GenerationConfig(bos_token_id=0, eos_token_id=[3, 1], pad_token_id=1).save_pretrained(staging)
     tokenizer.save_pretrained(staging)
@@ -137,7 +139,7 @@ def build_models(folder: Path, texts: list[str], steps: StepsConfig, effort: flo
     base: list[Sample] = [([], encode_text(tokenizer, text)[: CONTEXT - 1] + [1]) for text in everything]
     plan = [
         ("base", base, 3),
-        ("label", label_samples(tokenizer, pairs, steps), 16),
+        ("label", label_samples(tokenizer, pairs, steps), 24),
         ("chat", chat_samples(tokenizer, pairs, texts, steps), 12),
     ]
     learned: dict[str, torch.Tensor] = {}

@@ -123,7 +123,7 @@ class Chain:
         plan = self.yaml.with_name("plan.json")
         plan.write_text(json.dumps(dataclasses.asdict(self.plan)))
         command = [sys.executable, str(HERE / "driver.py"), str(plan), str(self.yaml), "ray.num_cpus=8"]
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environ = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         with log.open("ab") as stream:
             return subprocess.Popen(
                 [*command, "ray.object_store_gb=0.3", *overrides],
@@ -148,9 +148,9 @@ def chain(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> Callab
             "output": str(tmp_path / "generate"),
             "pools": {name: {**each, "steps": of_pool} for name, of_pool in steps.items()},
             "steps": {
-                "label": {"prompt": {"user": "label:{text}"}, "reject_words": ["根据"]},
+                "label": {"prompt": {"user": "label:{text}"}, "sampling": {"max_tokens": 64}},
                 "score": {"prompt": {"user": "score:{instruction}"}},
-                "polish": {"prompt": {"user": "polish:{instruction}|{text}"}},
+                "polish": {"prompt": {"user": "polish:{instruction}|{text}"}, "sampling": {"max_tokens": 64}},
             },
             "rows_per_file": 32,
             "max_waiting_rows": 64,
