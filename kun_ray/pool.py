@@ -54,7 +54,6 @@ class PoolConfig(EngineConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(len(self.steps) > 0, "each pool needs at least one of the steps perplexity, label, score, polish")
         for step in self.steps:
             require(step in STEPS, f"there is no step `{step}`; steps are {', '.join(STEPS)}")
         require(self.replicas >= 1, "replicas must be at least 1")

@@ -76,16 +76,25 @@ def model(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeniz
 
 @pytest.fixture
 def documents(tmp_path: Path) -> Callable[..., store.Folder]:
-    """Writes a finished prepare stage: row n says 第n篇; `marks` gives rows a mark, `rejected` rows are settled already."""
+    """Writes a finished prepare stage: row n says 第n篇; `marks` gives rows a mark (see fake.py).
+    `rejected` rows are settled already; `long` ones exceed the engine's context."""
 
     def make(
-        num_rows: int, marks: dict[int, str] | None = None, rejected: Any = (), rows_per_part: int = 100
+        num_rows: int,
+        marks: dict[int, str] | None = None,
+        rejected: Any = (),
+        long: Any = (),
+        rows_per_part: int = 100,
     ) -> store.Folder:
         folder = store.open_stage(str(tmp_path / "prepare"), {"rows": num_rows}, {})
         rows = []
         for n in range(num_rows):
             mark = (marks or {}).get(n, "")
-            text = f"第{n:04d}篇" + (f"〔{mark}〕" if mark else "") + "讲的是一件很平常的小事。"
+            text = (
+                f"第{n:04d}篇"
+                + (f"〔{mark}〕" if mark else "")
+                + "讲的是一件很平常的小事。" * (100 if n in long else 1)
+            )
             row = {"doc_id": doc_id("test", "file", n, text), "source": "test", "text": text, "meta": "{}"}
             row |= {"title": f"{n}", "tokens": 30, "status": "ok"}
             if n in rejected:
@@ -166,6 +175,11 @@ def chain(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> Callab
 def ids(folder: store.Folder) -> list[str]:
     """Every doc_id of a stage, sorted: equal lists mean that each row is there exactly once."""
     return sorted(folder.dataset().to_table(columns=["doc_id"])["doc_id"].to_pylist())
+
+
+def address() -> str:
+    """The argument that lets a job join this folder's Ray."""
+    return f"ray.address={ray.get_runtime_context().gcs_address}"
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> Any:

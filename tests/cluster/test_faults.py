@@ -10,8 +10,7 @@ import time
 
 import fake
 import pytest
-import ray
-from conftest import WAIT_S, ids, kill_session, wait_until
+from conftest import WAIT_S, address, ids, kill_session, wait_until
 
 from kun_ray.config import KunError
 from kun_ray.generate import count_written, generate
@@ -23,10 +22,6 @@ def num_ended(job) -> int:
 
 def polished(job) -> set[int]:
     return {e["row"] for e in fake.read_journal(job.plan) if (e["step"], e["event"]) == ("polish", "end")}
-
-
-def address() -> str:
-    return f"ray.address={ray.get_runtime_context().gcs_address}"
 
 
 def test_a_killed_driver_continues(cluster, documents, chain, tmp_path):
