@@ -5,21 +5,13 @@ import io
 import json
 import tarfile
 
-import pytest
 import ray
 
 from kun_ray import schema
 from kun_ray.corpora import CorpusConfig, read_corpora
 
 
-@pytest.fixture(scope="module")
-def local_ray(tmp_path_factory):
-    ray.init(num_cpus=2, include_dashboard=False, _temp_dir=str(tmp_path_factory.mktemp("r")), log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-def test_three_layouts_are_read_as_one_dataset(local_ray, tmp_path):
+def test_three_layouts_are_read_as_one_dataset(cluster, tmp_path):
     for folder in ("wudao", "wanjuan/Law-cn", "skypile"):
         (tmp_path / folder).mkdir(parents=True)
     for part in range(3):

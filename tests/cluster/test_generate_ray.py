@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import ray
-from conftest import Chain, ids
+from chains import Chain, ids
 
 import kun_ray.generate
 from kun_ray.config import ConfigError, KunError

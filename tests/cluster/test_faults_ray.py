@@ -10,7 +10,7 @@ import time
 
 import fake
 import pytest
-from conftest import WAIT_S, address, ids, kill_session, wait_until
+from chains import WAIT_S, address, ids, kill_session, wait_until
 
 from kun_ray.config import KunError
 from kun_ray.generate import count_written, generate

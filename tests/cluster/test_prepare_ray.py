@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import yaml
-from conftest import address, kill_session, wait_until
+from chains import address, kill_session, wait_until
 
 from kun_ray.config import load
 from kun_ray.prepare import PrepareConfig, prepare
@@ -44,6 +44,7 @@ def test_a_killed_prepare_continues(cluster, demo_texts, tmp_path):
         "read_tasks": 6,
         "batch_rows": 32,
         "rows_per_file": 100,
+        "filters": {"language": False, "min_chinese_share": 0},
         "ray": {"log_every_s": 0.5},
     }
     path = tmp_path / "prepare.yaml"
