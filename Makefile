@@ -19,9 +19,10 @@ $(READY): requirements/cpu.txt requirements/install-cpu.sh setup.cfg
 
 gpu: $(READY_GPU)  ## the environment for GPUs (.venv-gpu): vLLM's CUDA build and DeepSpeed
 
-$(READY_GPU): setup.cfg
+$(READY_GPU): requirements/gpu.txt setup.cfg
 	test -x $(VENV_GPU)/bin/python || $(PYTHON) -m venv $(VENV_GPU)
-	$(VENV_GPU)/bin/python -m pip install -q -e '.[gpu,train,dev]'
+	$(VENV_GPU)/bin/python -m pip install -q -r requirements/gpu.txt
+	$(VENV_GPU)/bin/python -m pip install -q --no-deps -e .
 	touch $@
 
 demo: $(READY)   ## the whole chain on embedded data: results in runs/demo
