@@ -177,7 +177,7 @@ def _read(path: Path, extending: tuple[Path, ...]) -> DictConfig:
 
 
 def _say(message: str, status: int) -> int:
-    print(message, file=sys.stderr, flush=True)
+    print(without_credentials(message), file=sys.stderr, flush=True)
     return status
 
 

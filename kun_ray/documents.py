@@ -6,6 +6,7 @@ about a file's content leaves this module.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -247,7 +248,7 @@ class _Rows:
             text, meta = None, {**meta, "error": error}
         self.text.append(text)
         self.title.append(title)
-        self.meta.append(orjson.dumps({**meta, "file": file, "offset": record.offset}, default=repr).decode())
+        self.meta.append(_meta_text({**meta, "file": file, "offset": record.offset}))
         self.status.append(schema.OK if reason is None else schema.FAILED)
         self.reason.append(reason)
         # A failed row has no text; its reason behind a NUL keeps its id apart from that of any document there.
@@ -271,3 +272,14 @@ def _as_text(value: object) -> str | None:
     if isinstance(value, bytes):
         return value.decode("utf-8")
     return value if isinstance(value, str) else None
+
+
+def _meta_text(meta: dict[str, Any]) -> str:
+    """`meta` as JSON. orjson knows no integers over 64 bits and no deep nesting, which real records hold."""
+    try:
+        return orjson.dumps(meta, default=repr).decode()
+    except TypeError:
+        return json.dumps(
+            {key: repr(value)[:1000] if key not in ("file", "offset") else value for key, value in meta.items()},
+            ensure_ascii=False,
+        )

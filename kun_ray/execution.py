@@ -206,9 +206,11 @@ def stopping(on_stop: Callable[[], None], grace_s: float) -> Iterator[threading.
         while not asked.wait(0.2):
             if ended.is_set():
                 return
-        on_stop()
-        if not ended.wait(grace_s):
-            signal.raise_signal(signal.SIGINT)
+        try:
+            on_stop()
+        finally:
+            if not ended.wait(grace_s):
+                signal.raise_signal(signal.SIGINT)
 
     before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
     threading.Thread(target=watch, name="stop", daemon=True).start()

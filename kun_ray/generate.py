@@ -18,9 +18,9 @@ import ray.data
 from omegaconf import MISSING
 from transformers import AutoConfig
 
-from kun_ray import execution, models, store
+from kun_ray import execution, models, placement, store
 from kun_ray.config import ConfigError, KunError, RayConfig, require, to_dict
-from kun_ray.engine import check_engine_arguments, check_engine_installed, environment
+from kun_ray.engine import check_engine_arguments, check_engine_installed
 from kun_ray.pool import DEFERRED, Pool, PoolConfig
 from kun_ray.progress import Monitor, duration, new_board
 from kun_ray.prompts import load_tokenizer
@@ -99,13 +99,14 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     execution.require_local_gpus(config.ray, num_gpus, f"{config.output}: {' + '.join(config.pools)}")
     execution.connect(config.ray, execution.local_cpus(sum(p.replicas * p.num_cpus for p in config.pools.values())))
     if not config.ray.autoscaling:
-        require_placement(config)
+        placement.require_placement(config.pools, config.output)
     local_models = [pool.model for pool in config.pools.values() if Path(pool.model).is_dir()]
     execution.warn_if_not_shared([config.input, config.output, *local_models])
 
     started = time.monotonic()
     execution.configure(folder, max_waiting_rows=config.max_waiting_rows)
     num_rows, num_before = source.dataset().count_rows(), count_written(folder)
+    num_ok = source.dataset().count_rows(filter=pc.field("status") == OK)
     board = new_board()
     names = list(config.pools)
     with (
@@ -114,7 +115,8 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     ):
         try:
             documents = ray.data.read_parquet(source.parts(), filesystem=source.filesystem)
-            execution.write(build_dataset(config, documents, board), folder, config.rows_per_file)
+            dataset = build_dataset(config, documents, board, num_ok / max(1, num_rows))
+            execution.write(dataset, folder, config.rows_per_file)
         except ray.exceptions.RayError as error:
             raise KunError(
                 f"the run ended early: {execution.root_cause(error)}\nWhat was finished is kept; run the same command again to continue."
@@ -138,11 +140,21 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     return summary
 
 
-def build_dataset(config: GenerateConfig, documents: ray.data.Dataset, board: Any) -> ray.data.Dataset:
-    """The lazy dataset: one actor pool after the other, without the rows that a stopping run deferred."""
-    dataset = documents
+def build_dataset(
+    config: GenerateConfig, documents: ray.data.Dataset, board: Any, ok_share: float = 1.0
+) -> ray.data.Dataset:
+    """The lazy dataset: one actor pool after the other, without the rows that a stopping run deferred.
+
+    Args:
+        config: pools and steps.
+        documents: rows as prepare writes them.
+        board: handle of the Board.
+        ok_share: part of the documents with status ok.
+    """
+    dataset, busy_share = documents, ok_share
     for name, pool in config.pools.items():
-        concurrent = pool.num_concurrent_blocks()
+        concurrent = pool.num_concurrent_blocks(busy_share)
+        busy_share /= 2  # about as many rows as a step settles in Kun; too low a guess only costs a few idle blocks
         dataset = dataset.repartition(target_num_rows_per_block=pool.rows_per_block).map_batches(
             Pool,
             fn_constructor_args=(name, pool, config.steps, board),
@@ -155,40 +167,9 @@ def build_dataset(config: GenerateConfig, documents: ray.data.Dataset, board: An
                 max_tasks_in_flight_per_actor=math.ceil(1.75 * concurrent),
                 max_concurrent_calls_per_actor=concurrent,
             ),
-            **actor_options(pool),
+            **placement.actor_options(pool),
         )
     return dataset.filter(expr=f"status != '{DEFERRED}'")
-
-
-def actor_options(pool: PoolConfig) -> dict[str, Any]:
-    """Ray options of one replica: its CPUs, its GPUs on one node, its environment.
-
-    Pipeline stages that do not fit one node get a placement group, one bundle of tensor_parallel_size GPUs a stage;
-    vLLM then places its workers in it through Ray.
-    """
-    options: dict[str, Any] = {
-        "num_cpus": pool.num_cpus,
-        "resources": dict(pool.resources),
-        "runtime_env": {"env_vars": environment(pool, pool.max_replicas or pool.replicas)},
-    }
-    if pool.accelerator_type:
-        options["accelerator_type"] = pool.accelerator_type
-    if pool.engine.get("distributed_executor_backend") != "ray":
-        return {**options, "num_gpus": pool.num_gpus()}
-
-    def in_group() -> dict[str, Any]:
-        from ray.util.placement_group import placement_group
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        bundles: list[dict[str, float]] = [
-            {"GPU": pool.tensor_parallel_size, "CPU": pool.num_cpus} for _ in range(pool.pipeline_parallel_size)
-        ]
-        group = placement_group(bundles, strategy="PACK")
-        return {
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
-        }
-
-    return {**options, "num_gpus": 0, "ray_remote_args_fn": in_group}
 
 
 def preflight(config: GenerateConfig, source: store.Folder) -> None:
@@ -251,31 +232,6 @@ def _check_model(name: str, pool: PoolConfig, steps: StepsConfig, longest: int) 
                 f"pools.{name}: `{step_name}` needs a context of {needed} tokens ({step.prompt.num_fixed_tokens()} of prompt, up to {text} of text "
                 f"and {instruction} of instruction, {step.sampling.max_tokens if step.sampling else 1} of reply), but {pool.model} has {context}: take a model with more, lower "
                 f"steps.{step_name}.sampling.max_tokens, or prepare with a lower filters.max_tokens"
-            )
-
-
-def require_placement(config: GenerateConfig) -> None:
-    """Raises ConfigError when the cluster could never hold all pools at once, or no node holds a replica's GPUs."""
-    pools = config.pools.values()
-    needs = {
-        "CPU": sum(p.replicas * p.num_cpus for p in pools) + 1,
-        "GPU": sum(p.replicas * p.num_gpus() for p in pools),
-    }
-    for pool in pools:
-        for resource, amount in pool.resources.items():
-            needs[resource] = needs.get(resource, 0) + amount * pool.replicas
-    execution.require_resources(
-        {k: float(v) for k, v in needs.items() if v}, f"{config.output}: {' + '.join(config.pools)}"
-    )
-    largest = max((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
-    for name, pool in config.pools.items():
-        in_one_node = (
-            pool.tensor_parallel_size if pool.engine.get("distributed_executor_backend") == "ray" else pool.num_gpus()
-        )
-        if pool.accelerator == "gpu" and in_one_node > largest:
-            raise ConfigError(
-                f"pools.{name}: a replica wants {in_one_node} GPUs in one node, but the largest node has {largest:g}: lower "
-                "tensor_parallel_size, or spread pipeline stages over nodes with engine.distributed_executor_backend=ray"
             )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import logging
 import math
@@ -19,6 +20,7 @@ import uuid
 from typing import Any
 
 import pyarrow as pa
+import ray
 
 from kun_ray.config import require
 from kun_ray.engine import Engine, EngineConfig, EngineDead, VllmEngine
@@ -66,9 +68,13 @@ class PoolConfig(EngineConfig):
         """Requests handed to one engine at once: 10 % more than it decodes, so that it never runs dry."""
         return math.ceil(1.1 * self.max_num_seqs * self.pipeline_parallel_size)
 
-    def num_concurrent_blocks(self) -> int:
-        """Blocks that one replica works on at once: enough rows for a full engine while the slowest row of each is waited for."""
-        return 2 + math.ceil(2 * self.max_in_flight() / self.rows_per_block)
+    def num_concurrent_blocks(self, busy_share: float = 1.0) -> int:
+        """Blocks that one replica works on at once: enough for a full engine while each waits for its slowest row.
+
+        Args:
+            busy_share: part of the rows that meet the engine at all; rows that an earlier step has settled pass by.
+        """
+        return 2 + math.ceil(2 * self.max_in_flight() / (self.rows_per_block * max(busy_share, 0.1)))
 
 
 class Pool:
@@ -155,7 +161,8 @@ class Pool:
 
     async def _report_forever(self) -> None:
         while True:
-            self._stop = await self._board.report.remote(self._name, self._replica, dict(self._counters))
+            with contextlib.suppress(ray.exceptions.RayError):  # the board may be moving to another node
+                self._stop = await self._board.report.remote(self._name, self._replica, dict(self._counters))
             await asyncio.sleep(1.0)
 
     def _warn(self, step: Step, row: dict[str, Any], error: Exception) -> None:

@@ -24,7 +24,7 @@ from omegaconf import MISSING
 from pyarrow import fs
 
 from kun_ray import cleaning, execution, models, quality, store
-from kun_ray.config import KunError, RayConfig, require, to_dict
+from kun_ray.config import ConfigError, KunError, RayConfig, require, to_dict
 from kun_ray.corpora import CorporaDatasource, CorpusConfig, read_corpora
 from kun_ray.dedup import SIGNATURE_VERSION, DedupConfig, find_duplicates, signature_fields, signatures
 from kun_ray.filters import FilterConfig, build_filters, filter_texts
@@ -45,7 +45,8 @@ class PrepareConfig:
     output: str = MISSING
     """Folder of this stage. The same command continues a run that was stopped or killed."""
     tokenizer: str | None = None
-    """Model whose tokens are counted: the label model. null leaves tokens uncounted and filters.max_tokens without effect."""
+    """Model whose tokens are counted: the label model. null leaves tokens uncounted: filters.max_tokens then only
+    bounds characters, by four times as many."""
     filters: FilterConfig = dataclasses.field(default_factory=FilterConfig)
     """What is kept."""
     dedup: DedupConfig = dataclasses.field(default_factory=DedupConfig)
@@ -74,6 +75,11 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     """
     files = CorporaDatasource(config.corpora).files
     if config.tokenizer is not None:
+        if models.is_missing_folder(config.tokenizer):
+            raise ConfigError(
+                f"tokenizer: there is no folder {config.tokenizer}; give the label model, or tokenizer=null"
+            )
+        models.require_on_hub(config.tokenizer, "tokenizer")
         _tokenizer(config.tokenizer)
     if config.filters.kenlm_path is not None:
         quality.perplexity("测试", config.filters.kenlm_path, config.filters.kenlm_units)
@@ -88,7 +94,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     started = time.monotonic()
     size_gb = sum(file.size_bytes for _, file in files) / 1e9
     print(f"reading {len(files):,} files, {size_gb:.3f} GB", flush=True)
-    clean = store.Folder(f"{config.output.rstrip('/')}/{CLEAN}")
+    clean = folder.below(CLEAN)
     num_read = _clean(config, clean)
     duplicates = _duplicates(config, folder, clean)
     print(f"{duplicates.num_rows:,} duplicates among {num_read:,} records; writing documents", flush=True)
@@ -236,7 +242,7 @@ def _fingerprint(config: PrepareConfig, listing: str) -> dict[str, Any]:
         "input": hashlib.blake2b(listing.encode(), digest_size=16).hexdigest(),
         "tokenizer": config.tokenizer and models.model_digest(config.tokenizer),
         "filters": plain["filters"],
-        "dedup": {**plain["dedup"], "signatures": SIGNATURE_VERSION},
+        "dedup": {**plain["dedup"], "rows_per_task": None, "signatures": SIGNATURE_VERSION},  # memory, not result
     }
 
 

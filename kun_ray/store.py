@@ -14,7 +14,6 @@ import time
 import urllib.parse
 from collections import Counter
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,6 +47,11 @@ class Folder:
     def path(self) -> str:
         """The folder's path as its file system wants it (no scheme)."""
         return resolve(self.uri)[1]
+
+    def below(self, name: str) -> Folder:
+        """A folder inside this one; a URI's options (`?endpoint_override=…`) stay at its end."""
+        base, mark, options = self.uri.partition("?")
+        return Folder(f"{base.rstrip('/')}/{name}{mark}{options}")
 
     def child(self, name: str) -> str:
         return f"{self.path}/{name}"
@@ -268,8 +272,3 @@ def _short(*values: Any) -> list[str]:
 def is_local(uri: str) -> bool:
     """Whether a folder lies on this machine's file system (which a cluster's other nodes may not see)."""
     return "://" not in uri or uri.startswith("file://")
-
-
-def local_path(uri: str) -> Path:
-    """The path of a local folder given as a path or file:// URI."""
-    return Path(resolve(uri)[1])

@@ -49,7 +49,13 @@ def main() -> None:
     if not CONF.is_dir():
         sys.exit(f"there is no {CONF} here: run the demo from the project's folder")
     started, console = time.monotonic(), Console(width=None if sys.stdout.isatty() else 110)
-    run = RUN if not (options.gpu or options.model) else RUN.with_name("smoke-gpu" if options.gpu else "demo-model")
+    kind = "-".join(
+        [
+            "smoke-gpu" if options.gpu else "demo",
+            *([options.model.strip("/").replace("/", "_")] if options.model else []),
+        ]
+    )
+    run = RUN.with_name(kind)
 
     console.rule("corpora")
     truth = layout.write_corpora(RUN / "corpora")

@@ -22,7 +22,7 @@ from kun_ray.engine import EngineConfig, VllmEngine, environment
 from kun_ray.generate import GenerateConfig
 from kun_ray.prompts import build_prompt, encode_text, load_tokenizer, stop_token_ids, turn_end
 
-EPOCHS = 40
+EPOCHS = 25
 MAX_SEQS = 8
 
 
@@ -66,7 +66,7 @@ def model(
         row = {"text": text, "instruction": instruction}
         for step, reply in ((steps.label, instruction), (steps.score, "【好】"), (steps.polish, text[:30])):
             samples.append((build_prompt(tokenizer, step.prompt).render(row), encode_text(tokenizer, reply) + end))
-    torch.manual_seed(0)
+    torch.set_num_threads(1)  # on a busy machine several threads wait for each other most of the time
     network = tiny.build_model()
     print("loss", tiny.fit(network, samples, EPOCHS))
     tiny.save(network, tokenizer, folder)
@@ -89,7 +89,12 @@ class Running:
 
     def __init__(self, model: str) -> None:
         config = EngineConfig(
-            model=model, accelerator="cpu", max_num_seqs=MAX_SEQS, max_model_len=512, engine={"dtype": "float32"}
+            model=model,
+            accelerator="cpu",
+            max_num_seqs=MAX_SEQS,
+            max_model_len=512,
+            cpu_threads=1,
+            engine={"dtype": "float32"},
         )
         os.environ.update(environment(config, 1))
         self.tokenizer = load_tokenizer(model)

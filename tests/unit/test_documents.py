@@ -227,3 +227,13 @@ def test_blocks_are_bounded_in_bytes(tmp_path):
     put(tmp_path / "x.jsonl", *({"text": "字" * 1_000_000} for _ in range(20)))
     corpus = config(tmp_path)
     assert max(table.nbytes for table in read_file(corpus, list_files(corpus)[0])) < 20 << 20
+
+
+def test_meta_that_fast_json_cannot_write_is_kept(tmp_path):
+    """Integers over 64 bits and deep nesting reach `meta` through the tolerant parser; they must not end the run."""
+    deep = "[" * 300 + "]" * 300
+    line = f'{{"id": {10**30}, "nested": {deep}, "text": "控制\x01字符"}}\n'
+    (tmp_path / "a.jsonl").write_text(line + '{"id": 1, "nested": 2, "text": "好"}\n')
+    odd, plain = rows(config(tmp_path / "a.jsonl", meta_fields=["id", "nested"]))
+    assert json.loads(plain["meta"])["id"] == 1
+    assert odd["status"] in ("ok", "failed") and json.loads(odd["meta"])["file"] == "a.jsonl"

@@ -319,3 +319,17 @@ def test_stage_errors_and_manifest_never_show_credentials(tmp_path: Path, monkey
 def test_dataset_reads_the_parts_by_uri(tmp_path: Path) -> None:
     write_part(tmp_path, "part-0.parquet", [row(0)])
     assert Folder(f"file://{tmp_path}").dataset().schema.equals(DOCUMENT)
+
+
+@pytest.mark.parametrize(
+    ("uri", "below"),
+    [
+        ("/runs/a/", "/runs/a/_clean"),
+        (
+            "s3://bucket/run?endpoint_override=h:9000&scheme=http",
+            "s3://bucket/run/_clean?endpoint_override=h:9000&scheme=http",
+        ),
+    ],
+)
+def test_a_folder_below_keeps_the_options_of_a_uri_at_its_end(uri: str, below: str) -> None:
+    assert Folder(uri).below("_clean").uri == below

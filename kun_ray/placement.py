@@ -1,0 +1,69 @@
+"""Where a pool's replicas go: the Ray options of one engine's actor, and whether the cluster can hold them all.
+
+generate calls it. Tensor-parallel engines stay within one node; pipeline stages may span nodes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+from kun_ray import execution
+from kun_ray.config import ConfigError
+from kun_ray.engine import environment
+from kun_ray.pool import PoolConfig
+
+
+def actor_options(pool: PoolConfig) -> dict[str, Any]:
+    """Ray options of one replica: its CPUs, its GPUs on one node, its environment.
+
+    Pipeline stages that do not fit one node get a placement group, one bundle a GPU, packed
+    onto as few nodes as can be; vLLM then places its workers in it through Ray.
+    """
+    options: dict[str, Any] = {
+        "num_cpus": pool.num_cpus,
+        "resources": dict(pool.resources),
+        "runtime_env": {"env_vars": environment(pool, pool.max_replicas or pool.replicas)},
+    }
+    if pool.accelerator_type:
+        options["accelerator_type"] = pool.accelerator_type
+    if pool.engine.get("distributed_executor_backend") != "ray":
+        return {**options, "num_gpus": pool.num_gpus()}
+
+    def in_group() -> dict[str, Any]:
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        kind = {f"accelerator_type:{pool.accelerator_type}": 0.001} if pool.accelerator_type else {}
+        bundles: list[dict[str, float]] = [{"GPU": 1, **kind} for _ in range(int(pool.num_gpus()))]
+        bundles[0] |= {"CPU": pool.num_cpus, **pool.resources}
+        group = placement_group(bundles, strategy="PACK")  # vLLM takes bundles of one GPU and sorts them by node
+        strategy = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
+        return {"scheduling_strategy": strategy}
+
+    options.pop("accelerator_type", None)  # it is in the bundles
+    return {**options, "num_gpus": 0, "ray_remote_args_fn": in_group}
+
+
+def require_placement(pools_by_name: dict[str, PoolConfig], what: str) -> None:
+    """Raises ConfigError when the cluster could never hold all pools at once, or no node holds a replica's GPUs."""
+    pools = pools_by_name.values()
+    needs = {
+        "CPU": sum(p.replicas * p.num_cpus for p in pools) + 1,
+        "GPU": sum(p.replicas * p.num_gpus() for p in pools),
+    }
+    for pool in pools:
+        for resource, amount in pool.resources.items():
+            needs[resource] = needs.get(resource, 0) + amount * pool.replicas
+    execution.require_resources({k: float(v) for k, v in needs.items() if v}, f"{what}: {' + '.join(pools_by_name)}")
+    largest = max((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    for name, pool in pools_by_name.items():
+        in_one_node = (
+            pool.tensor_parallel_size if pool.engine.get("distributed_executor_backend") == "ray" else pool.num_gpus()
+        )
+        if pool.accelerator == "gpu" and in_one_node > largest:
+            raise ConfigError(
+                f"pools.{name}: a replica wants {in_one_node} GPUs in one node, but the largest node has {largest:g}: lower "
+                "tensor_parallel_size, or spread pipeline stages over nodes with engine.distributed_executor_backend=ray"
+            )
