@@ -26,27 +26,27 @@ def polished(job) -> set[int]:
 
 def test_a_killed_driver_continues(cluster, documents, chain, tmp_path):
     """SIGKILL at random moments, on a cluster that lives on: what the dead driver's workers still do must not matter."""
-    source = documents(400)
-    job = chain(source, service_s=(0.0, 0.3))
+    source = documents(240)
+    job = chain(source, {"all": ["label", "score", "polish"]}, service_s=(0.0, 0.3))
     for _ in range(2):
-        before, more = num_ended(job), random.randint(20, 350)
+        before, more = num_ended(job), random.randint(10, 180)
         process = job.start(tmp_path / "log", address())
         try:
             wait_until(lambda: num_ended(job) > before + more or process.poll() is not None, f"{more} calls")  # noqa: B023
             assert process.poll() is None, (tmp_path / "log").read_text()
         finally:
             kill_session(process)
-    assert generate(job.config())["rows"] == 400
+    assert generate(job.config())["rows"] == 240
     assert ids(job.folder()) == ids(source)
 
 
 def test_ctrl_c_and_sigterm_end_a_run_that_can_go_on(cluster, documents, chain, tmp_path):
-    source = documents(400)
+    source = documents(240)
     job = chain(source, service_s=(0.0, 0.3))
 
     process = job.start(tmp_path / "first")  # with a Ray of its own, all of it in the terminal's process group
     try:
-        wait_until(lambda: num_ended(job) > 150 or process.poll() is not None, "rows")
+        wait_until(lambda: num_ended(job) > 100 or process.poll() is not None, "rows")
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(WAIT_S) == 130
     finally:
@@ -55,7 +55,7 @@ def test_ctrl_c_and_sigterm_end_a_run_that_can_go_on(cluster, documents, chain, 
     assert "stopping: finishing the rows in flight" in log and "run the same command again to continue" in log
     assert "Traceback" not in log
     finished = {int(row["title"]) for row in job.rows()}
-    assert 0 < len(finished) < 400 and finished == polished(job)  # nothing that was paid for is lost
+    assert 0 < len(finished) < 240 and finished == polished(job)  # nothing that was paid for is lost
     with pytest.raises(KunError, match="is not complete"):
         generate(job.config(f"input={job.output}", f"output={tmp_path / 'next'}"))
 
@@ -78,7 +78,7 @@ def test_ctrl_c_and_sigterm_end_a_run_that_can_go_on(cluster, documents, chain, 
     assert "run the same command again to continue" in (tmp_path / "second").read_text()
 
     job = chain(source)
-    assert generate(job.config())["rows"] == 400
+    assert generate(job.config())["rows"] == 240
     assert ids(job.folder()) == ids(source)
 
 
