@@ -36,8 +36,10 @@ smoke-gpu:       ## the demo on one GPU; MODEL=<folder or hub id> takes another 
 corpora: $(READY)  ## real Chinese text from Debian packages in the three corpora's layouts: build/corpora
 	$(PY) bench/corpora.py build/corpora
 
-test: $(READY)   ## all tests
-	$(PY) -m pytest tests
+test: $(READY)   ## all tests; each folder in a process of its own, for each has a Ray of its own
+	$(PY) -m pytest tests/unit
+	$(PY) -m pytest tests/cluster
+	$(PY) -m pytest tests/real
 
 lint: $(READY)   ## ruff and mypy
 	$(VENV)/bin/ruff check .

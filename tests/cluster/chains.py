@@ -21,7 +21,7 @@ from kun_ray.config import load
 from kun_ray.generate import GenerateConfig
 
 HERE = Path(__file__).parent
-WAIT_S = 240.0
+WAIT_S = 400.0
 """Longest wait for anything: the machine may be slow and shared."""
 
 

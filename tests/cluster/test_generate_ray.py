@@ -161,4 +161,4 @@ def test_what_cannot_work_is_refused_before_anything_starts(cluster, documents, 
     pq.write_table(pa.table({"text": ["文"], "doc_id": ["a"]}), part)
     with pytest.raises(ConfigError, match="has no column status, tokens"):
         generate(job.config())
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 120  # half a second on an idle machine
