@@ -29,7 +29,7 @@ EXTENDS = "extends"
 
 _CREDENTIALS = re.compile(r"(?<=://)[!#-&(-?A-~]*:[!#-&(-?A-~]*@")
 _SECRET_OPTIONS = re.compile(
-    r"([?&](?:[\w-]*(?:secret|token|password|signature|credential|access_?key)[\w-]*|sig)=)[^&\s\"']+", re.IGNORECASE
+    r"([?&](?:[\w-]*(?:secret|token|password|signature|credential|access_?key)[\w-]*|sig)=)[^&\s\"'\\]+", re.IGNORECASE
 )
 
 
