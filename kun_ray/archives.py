@@ -1,6 +1,6 @@
-"""Bytes of a corpus file as a stream: opened anywhere pyarrow.fs reaches, gunzipped, and its tar members one by one.
+"""Bytes of a corpus file as a stream that can be peeked at: gunzipped, and its tar members one by one.
 
-documents.py reads through this module. Nothing is ever extracted to disk, no member's name is ever used as a path, and
+documents.py reads through this module; sources.py opens. Nothing is ever extracted to disk, no member's name is ever used as a path, and
 at most a few MB of a file are held. Everything that can go wrong is a StreamError with the reason of a failed row.
 """
 
@@ -12,20 +12,19 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple, Protocol, Self, cast
 
+from kun_ray.sources import StreamError
+
 CHUNK_BYTES = 1 << 20
 BOMB_RATIO = 200
 """Text compresses 3 to 20 times; JSON never 200 times."""
 BOMB_FLOOR_BYTES = 100 << 20
 TEXT_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-
-
-class StreamError(Exception):
-    """The stream cannot be read further: `reason` is that of the failed row, the message is for its `error`."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+_GZIP = b"\x1f\x8b"
+_PACKED = {
+    b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf": "7z",
+    b"Rar!": "rar", b"ARROW1": "Arrow", _GZIP: "gzip inside gzip",
+}  # fmt: skip
 
 
 class Readable(Protocol):
@@ -66,9 +65,7 @@ class ByteStream:
             return self._raw.read(num_bytes)
         except StreamError as error:
             self.error = error
-        except OSError as error:
-            self.error = StreamError("unreadable_file", str(error))
-        raise self.error
+            raise
 
 
 class GunzipStream:
@@ -126,12 +123,22 @@ def texts(stream: ByteStream, name: str) -> Iterator[Text]:
 
     The caller reads each stream to its end, or to its error, before it asks for the next.
     """
-    if stream.peek(2) == b"\x1f\x8b":
+    if stream.peek(2) == _GZIP:
         stream = ByteStream(GunzipStream(stream))
     if _is_tar(stream, name):
         yield from _members(stream, name)
     else:
-        yield Text(name, stream)
+        yield _text(name, stream)
+
+
+def _text(name: str, stream: ByteStream) -> Text:
+    """What is packed in a way that is not read here is one failed row, not one per line of rubbish."""
+    found = next((label for magic, label in _PACKED.items() if stream.peek(len(magic)) == magic), None)
+    if found is None:
+        return Text(name, stream)
+    return Text(
+        name, None, StreamError("bad_archive", f"{found} data: unpack it first; gzip and tar are read as they are")
+    )
 
 
 def _is_tar(stream: ByteStream, name: str) -> bool:
@@ -209,8 +216,8 @@ def _members(stream: ByteStream, archive: str) -> Iterator[Text]:
                     yield Text(name, None, StreamError("bad_archive_member", problem))
                     continue
                 content = ByteStream(_Member(cast(Readable, tar.fileobj), member.size, stream))
-                zipped = content.peek(2) == b"\x1f\x8b"
-                yield Text(name, ByteStream(GunzipStream(content)) if zipped else content)
+                zipped = content.peek(2) == _GZIP
+                yield _text(name, ByteStream(GunzipStream(content)) if zipped else content)
                 if content.error is not None:
                     return
         error = stream.error
@@ -227,6 +234,8 @@ def _problem(member: tarfile.TarInfo, path: PurePosixPath) -> str | None:
         return "its name leaves the archive"
     if not member.isreg() or member.issparse():
         return f"not a regular file (tar type {member.type!r})"
+    if member.size < 0:
+        return "its size is negative"
     if not path.name.endswith(TEXT_SUFFIXES):
         return f"not a data file: {', '.join(TEXT_SUFFIXES)} are"
     return None

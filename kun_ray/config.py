@@ -28,10 +28,19 @@ EXTENDS = "extends"
 """In a YAML file: one file or a list of files, relative to it, that it builds upon."""
 
 _CREDENTIALS = re.compile(r"(?<=://)[!#-&(-?A-~]*:[!#-&(-?A-~]*@")
+_SECRET_OPTIONS = re.compile(
+    r"([?&](?:[\w-]*(?:secret|token|password|signature|credential|access_?key)[\w-]*|sig)=)[^&\s\"'\\]+", re.IGNORECASE
+)
 
 
 class KunError(Exception):
-    """An error for the person who runs the job: what was found, where, and what to do. Printed without a traceback."""
+    """An error for the person who runs the job: what was found, where, and what to do. Printed without a traceback.
+
+    Its message never holds credentials, whatever URI was put into it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_credentials(message))
 
 
 class ConfigError(KunError):
@@ -90,8 +99,9 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def without_credentials(text: str) -> str:
-    """`text` without the `user:password@` of the URIs in it, for whatever is printed or kept."""
-    return _CREDENTIALS.sub("", text)
+    """`text` without the `user:password@` of the URIs in it and the values of their secret options (`?sig=…`), for
+    whatever is printed or kept."""
+    return _SECRET_OPTIONS.sub(r"\1…", _CREDENTIALS.sub("", text))
 
 
 def run_job(schema: type[T], main: Callable[[T], object], doc: str | None) -> None:

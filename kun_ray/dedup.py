@@ -21,17 +21,7 @@ from scipy.sparse import coo_array  # type: ignore[import-untyped]
 from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 
 from kun_ray.scan import I64, NO_IDS, U64, Bools, Scan, count_rows, doc_ids, fixed_bytes, to_binary, to_hex
-from kun_ray.signatures import SIGNATURE_VERSION, DedupConfig, band_name, signature_fields, signatures
-
-__all__ = [
-    "DUPLICATES",
-    "SIGNATURE_VERSION",
-    "DedupConfig",
-    "RunParallel",
-    "find_duplicates",
-    "signature_fields",
-    "signatures",
-]
+from kun_ray.signatures import DedupConfig, band_name
 
 RunParallel = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 """Maps (function, items) to the function's results, in the order of the items."""

@@ -12,16 +12,15 @@ from typing import Any, NamedTuple
 
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from kun_ray import schema
-from kun_ray.archives import ByteStream, StreamError, texts
+from kun_ray.archives import ByteStream, texts
+from kun_ray.parquet import split_parquet
 from kun_ray.records import Record, split
-from kun_ray.store import resolve
+from kun_ray.sources import CorpusFile, Source, StreamError
 
 MAX_BLOCK_ROWS = 2000
 MAX_BLOCK_BYTES = 16 << 20
-PARQUET_BATCH_ROWS = 256
 WANJUAN_SUBSETS = ("WebText-cn", "Law-cn", "Patent-cn", "ChinaNews-cn", "TextBook-cn", "Wiki-cn", "Exam-cn")
 
 
@@ -128,46 +127,65 @@ def _plain(value: object) -> str:
     return str(value).strip() if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
 
 
-def read_documents(path: str, name: str, source: str, extract: Extract, as_objects: bool = False) -> Iterator[pa.Table]:
+def read_documents(
+    file: CorpusFile, source: str, extract: Extract, as_objects: bool = False, on_read_error: str = "stop"
+) -> Iterator[pa.Table]:
     """The documents of one file, as tables of schema.DOCUMENT of at most 2,000 rows and about 16 MB.
 
     Args:
-        path: where the file is; any filesystem of pyarrow.fs.
-        name: its path relative to the corpus root: part of every doc_id, and `file` in meta.
+        file: where the file is; its name, relative to the corpus root, is part of every doc_id and `file` in meta.
         source: the corpus's name.
         extract: finds the content of a record.
         as_objects: read text as an array of objects, whatever it looks like.
+        on_read_error: `stop` or `skip`, see Source.
+    Raises:
+        KunError: the file's storage has failed for half a minute, and `on_read_error` is `stop`.
     """
     rows = _Rows(source)
-    for file, record in _records(path, name, as_objects):
-        content = extract(record.value, f"{path}!{file}") if record.value is not None else None
-        rows.add(file, record, content)
+    for name, record in _records(file, as_objects, on_read_error):
+        content = None
+        if record.value is not None:
+            try:
+                content = extract(record.value, f"{file.path}!{name}")
+            except RecursionError:
+                record = Record(record.offset, None, "bad_json", "nested too deep")
+        rows.add(name, record, content)
         if len(rows.doc_id) >= MAX_BLOCK_ROWS or rows.num_bytes >= MAX_BLOCK_BYTES:
             yield rows.take()
     if rows.doc_id:
         yield rows.take()
 
 
-def _records(path: str, name: str, as_objects: bool) -> Iterator[tuple[str, Record]]:
-    empty = True
+def _records(file: CorpusFile, as_objects: bool, on_read_error: str) -> Iterator[tuple[str, Record]]:
+    name, empty, readable = file.name, True, True
+    source = Source(file.path, on_read_error)
     try:
-        filesystem, inner_path = resolve(path)
-        with filesystem.open_input_stream(inner_path, compression=None, buffer_size=1 << 20) as raw:
-            stream = ByteStream(raw)
-            is_parquet = stream.peek(4) == b"PAR1" or (name.endswith(".parquet") and stream.peek(1) != b"")
-            for text in texts(stream, name) if not is_parquet else ():
-                empty = False
-                if text.error is not None:
-                    yield text.name, Record(text.offset, None, text.error.reason, str(text.error)[:200])
-                elif text.stream is not None:
-                    yield from _or_empty(text.name, split(text.stream, as_objects))
-        if is_parquet:
-            with filesystem.open_input_file(inner_path) as seekable:
-                yield from _or_empty(name, _parquet_records(seekable))
+        stream = ByteStream(source)
+        if stream.peek(4) == b"PAR1" or (name.endswith(".parquet") and stream.peek(1) != b""):
+            source.seek(0)
+            found = ((name, record) for record in split_parquet(source))
+        else:
+            found = _text_records(stream, name, as_objects)
+        for part, record in found:
+            empty, readable = False, record.reason != "unreadable_file"
+            yield part, record
+        change = source.change(file) if readable else None
+        if change is not None:
+            yield name, Record(source.place, None, "file_changed", change)
         elif empty:
-            yield name, Record(0, None, "empty_file", "the archive holds no data")
-    except (OSError, StreamError) as error:
-        yield name, Record(0, None, "unreadable_file", str(error)[:200])
+            yield name, Record(0, None, "empty_file", "no record in it")
+    except StreamError as error:
+        yield name, Record(source.place, None, error.reason, str(error)[:200])
+    finally:
+        source.close()
+
+
+def _text_records(stream: ByteStream, name: str, as_objects: bool) -> Iterator[tuple[str, Record]]:
+    for text in texts(stream, name):
+        if text.error is not None:
+            yield text.name, Record(text.offset, None, text.error.reason, str(text.error)[:200])
+        elif text.stream is not None:
+            yield from _or_empty(text.name, split(text.stream, as_objects))
 
 
 def _or_empty(file: str, records: Iterator[Record]) -> Iterator[tuple[str, Record]]:
@@ -177,42 +195,6 @@ def _or_empty(file: str, records: Iterator[Record]) -> Iterator[tuple[str, Recor
         yield file, record
     if empty:
         yield file, Record(0, None, "empty_file", "no record in it")
-
-
-def _parquet_records(seekable: pa.NativeFile) -> Iterator[Record]:
-    row = 0
-    try:
-        parquet = pq.ParquetFile(seekable)
-    except (pa.ArrowException, OSError) as error:
-        yield Record(0, None, "bad_parquet", str(error)[:200])
-        return
-    for group in range(parquet.num_row_groups):
-        end = row + parquet.metadata.row_group(group).num_rows
-        try:
-            for batch in parquet.iter_batches(PARQUET_BATCH_ROWS, row_groups=[group]):
-                for value in _values(batch):
-                    yield Record(row, value)
-                    row += 1
-        except (
-            pa.ArrowException,
-            OSError,
-        ) as error:  # one row per document all the same, and the next group may be sound
-            for lost in range(row, end):
-                yield Record(lost, None, "bad_parquet", str(error)[:200])
-        row = end
-
-
-def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:  # Arrow does not check what a file calls a string: bytes then say bad_encoding
-        columns = [
-            column.cast(pa.large_binary())
-            if pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-            else column
-            for column in batch.columns
-        ]
-        yield from pa.RecordBatch.from_arrays(columns, names=batch.schema.names).to_pylist()
 
 
 class _Rows:
@@ -269,6 +251,8 @@ class _Rows:
 
 
 def _as_text(value: object) -> str | None:
+    if isinstance(value, UnicodeDecodeError):  # from parquet.py
+        raise value
     if isinstance(value, bytes):
         return value.decode("utf-8")
     return value if isinstance(value, str) else None
@@ -277,9 +261,14 @@ def _as_text(value: object) -> str | None:
 def _meta_text(meta: dict[str, Any]) -> str:
     """`meta` as JSON. orjson knows no integers over 64 bits and no deep nesting, which real records hold."""
     try:
-        return orjson.dumps(meta, default=repr).decode()
+        return orjson.dumps(meta, default=_repr).decode()
     except TypeError:
-        return json.dumps(
-            {key: repr(value)[:1000] if key not in ("file", "offset") else value for key, value in meta.items()},
-            ensure_ascii=False,
-        )
+        plain = {key: value if key in ("file", "offset") else _repr(value) for key, value in meta.items()}
+        return json.dumps(plain, ensure_ascii=False)
+
+
+def _repr(value: object) -> str:
+    try:
+        return repr(value)[:1000]
+    except RecursionError:
+        return f"{type(value).__name__} nested too deep"

@@ -7,33 +7,40 @@ Source: Kun (arXiv 2401.06477) keeps documents of at most 512 tokens whose perpl
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
+import os
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 from omegaconf import MISSING
-from pyarrow import fs
 
 from kun_ray import cleaning, execution, models, quality, store
-from kun_ray.config import ConfigError, KunError, RayConfig, require, to_dict
-from kun_ray.corpora import CorporaDatasource, CorpusConfig, read_corpora
-from kun_ray.dedup import SIGNATURE_VERSION, DedupConfig, find_duplicates, signature_fields, signatures
+from kun_ray.config import ConfigError, KunError, RayConfig, require, to_dict, without_credentials
+from kun_ray.corpora import CorpusConfig, list_corpora, num_rows_read, read_corpora
+from kun_ray.dedup import find_duplicates
 from kun_ray.filters import FilterConfig, build_filters, filter_texts
 from kun_ray.progress import Monitor, duration, new_board
 from kun_ray.prompts import count_tokens, load_tokenizer
+from kun_ray.publish import Duplicates, publish, read_duplicates
 from kun_ray.schema import DOCUMENT, FAILED, OK, REJECTED, to_table
+from kun_ray.signatures import SIGNATURE_VERSION, DedupConfig, signature_fields, signatures
+from kun_ray.sources import CorpusFile
 
 CLEAN = "_clean"
 DUPLICATES = "_duplicates.parquet"
+MAX_BATCH_BYTES = 64 << 20
 
 
 @dataclasses.dataclass
@@ -70,53 +77,59 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError: no files, an unreadable tokenizer or KenLM model; before anything starts.
-        KunError: the output holds another run's data, or the counts do not add up.
+        KunError: the output holds another run's data, the storage fails, or the counts do not add up.
         KeyboardInterrupt: stopped by a signal; what was finished is kept.
     """
-    files = CorporaDatasource(config.corpora).files
-    if config.tokenizer is not None:
-        if models.is_missing_folder(config.tokenizer):
-            raise ConfigError(
-                f"tokenizer: there is no folder {config.tokenizer}; give the label model, or tokenizer=null"
-            )
-        models.require_on_hub(config.tokenizer, "tokenizer")
-        _tokenizer(config.tokenizer)
-    if config.filters.kenlm_path is not None:
-        quality.perplexity("测试", config.filters.kenlm_path, config.filters.kenlm_units)
+    files = list_corpora(config.corpora)
+    _check_models(config)
     listing = "\n".join(f"{corpus.name} {file.name} {file.size_bytes}" for corpus, file in files)
     folder = store.open_stage(config.output, _fingerprint(config, listing), to_dict(config))
+    shown, clean = without_credentials(config.output), folder.below(CLEAN)
     if folder.is_complete():
-        print(f"{config.output} is complete already; nothing to do")
+        _delete(clean)  # a kill may have come just before
+        print(f"{shown} is complete already; nothing to do")
         return dict(folder.read_json(store.SUMMARY))
     execution.connect(config.ray)
-    execution.warn_if_not_shared([config.output, *(path for corpus in config.corpora for path in corpus.paths)])
+    paths = [path for corpus in config.corpora for path in corpus.paths]
+    execution.warn_if_not_shared([without_credentials(path) for path in (config.output, *paths)])
 
     started = time.monotonic()
     size_gb = sum(file.size_bytes for _, file in files) / 1e9
     print(f"reading {len(files):,} files, {size_gb:.3f} GB", flush=True)
-    clean = folder.below(CLEAN)
-    num_read = _clean(config, clean)
-    duplicates = _duplicates(config, folder, clean)
-    print(f"{duplicates.num_rows:,} duplicates among {num_read:,} records; writing documents", flush=True)
-    _publish(config, folder, clean, duplicates)
+    with _explained():
+        num_read = _clean(config, files, folder, clean)
+        duplicates = _duplicates(config, folder, clean)
+        print(f"{len(duplicates.near):,} duplicates among {num_read:,} records; writing documents", flush=True)
+        publish(folder, clean, duplicates, run_parallel)
     counts = store.prove_counts(folder, num_read)
     elapsed = time.monotonic() - started
-    tokens = _total(folder, "tokens")
     summary = {
         "stage": "prepare",
         **counts,
         "rows_in": num_read,
         "files": len(files),
-        "tokens": tokens,
+        "tokens": _total(folder, "tokens"),
         "elapsed_s": round(elapsed, 1),
     }
     folder.finish(summary)
-    folder.filesystem.delete_dir(clean.path)
+    _delete(clean)
     print(
         f"{counts['rows']:,} records: {counts[OK]:,} ok, {counts[REJECTED]:,} rejected, {counts[FAILED]:,} failed, in {duration(elapsed)}"
     )
-    print(f"written to {config.output}")
+    print(f"written to {shown}")
     return summary
+
+
+def clean_block(table: pa.Table, config: PrepareConfig, board: Any = None) -> Iterator[pa.Table]:
+    """A block of records, filtered a few at a time: at most `batch_rows` rows and about 64 MB, since a record may have
+    64 MB itself."""
+    ends = np.cumsum(pc.fill_null(pc.binary_length(table["text"]), 0).to_numpy())
+    start = 0
+    while start < table.num_rows:
+        before = ends[start - 1] if start else 0
+        num_rows = int(np.searchsorted(ends[start : start + config.batch_rows], before + MAX_BATCH_BYTES, "right"))
+        yield clean_batch(table.slice(start, max(1, num_rows)), config, board)
+        start += max(1, num_rows)
 
 
 def clean_batch(table: pa.Table, config: PrepareConfig, board: Any = None) -> pa.Table:
@@ -149,64 +162,52 @@ def clean_batch(table: pa.Table, config: PrepareConfig, board: Any = None) -> pa
     return documents
 
 
-def _clean(config: PrepareConfig, clean: store.Folder) -> int:
-    """Phase 1: every record read and filtered into `_clean`. Returns the number of records."""
+def _clean(
+    config: PrepareConfig, files: list[tuple[CorpusConfig, CorpusFile]], folder: store.Folder, clean: store.Folder
+) -> int:
+    """Phase 1: every record read and filtered into `_clean`. Returns how many were read, by the readers' own count."""
     if not clean.is_complete():
-        clean.filesystem.create_dir(clean.path, recursive=True)
+        counts = clean.below(f"_read-{uuid.uuid4().hex}")  # an earlier run may have shared out the files otherwise
+        counts.filesystem.create_dir(counts.path, recursive=True)
         board = new_board()
         execution.configure(clean)
-        monitor = Monitor(board, store.Folder(config.output), ["filter"], None, _count(clean), config.ray.log_every_s)
-        with monitor:
-            documents = read_corpora(config.corpora, config.read_tasks).map_batches(
-                clean_batch,
+        with Monitor(board, folder, ["filter"], None, _count(clean), config.ray.log_every_s):
+            documents = read_corpora(files, config.read_tasks, counts).map_batches(
+                clean_block,
                 fn_kwargs={"config": config, "board": board},
-                batch_size=config.batch_rows,
+                batch_size=None,
                 batch_format="pyarrow",
                 runtime_env={"env_vars": {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}},
             )
-            try:
-                execution.write(documents, clean, config.rows_per_file)
-            except ray.exceptions.RayError as error:
-                raise KunError(
-                    f"the run ended early: {execution.root_cause(error)}\nRun the same command again to continue."
-                ) from error
-        if not clean.parts():
-            raise KunError("the corpora hold no records at all: nothing to prepare")
-        clean.finish({"rows": _count(clean)})
-    return int(clean.read_json(store.SUMMARY)["rows"])
+            execution.write(documents, clean, config.rows_per_file)
+        num_read, num_written = num_rows_read(counts, len(files)), _count(clean)
+        if num_read != num_written:
+            raise KunError(
+                f"{num_read:,} records were read, but {num_written:,} were written to {clean.uri}. Did a file of the corpora "
+                "change since the run began, or was one deleted there? Delete the output folder and run the command again"
+            )
+        clean.finish({"read": num_read})
+    return int(clean.read_json(store.SUMMARY)["read"])
 
 
-def _duplicates(config: PrepareConfig, folder: store.Folder, clean: store.Folder) -> pa.Table:
+def _duplicates(config: PrepareConfig, folder: store.Folder, clean: store.Folder) -> Duplicates:
     """Phase 2: the documents to drop, kept in one file so that a rerun need not search again."""
     if not folder.exists(DUPLICATES):
         found = find_duplicates(clean.parts(), clean.filesystem, config.dedup, run_parallel)
         pq.write_table(found, folder.child(f"{DUPLICATES}.tmp"), filesystem=folder.filesystem)
         folder.filesystem.move(folder.child(f"{DUPLICATES}.tmp"), folder.child(DUPLICATES))
-    return pq.read_table(folder.child(DUPLICATES), filesystem=folder.filesystem)
+    return read_duplicates(folder.filesystem, folder.child(DUPLICATES))
 
 
-def _publish(config: PrepareConfig, folder: store.Folder, clean: store.Folder, duplicates: pa.Table) -> None:
-    """Phase 3: each part of `_clean` as a part of the stage, duplicates marked; parts that are there already are kept."""
-    by_id = {row["doc_id"]: (row["reason"], row["duplicate_of"]) for row in duplicates.to_pylist()}
-    shared = ray.put(by_id)
-    done = {path.rsplit("/", 1)[-1] for path in folder.parts()}
-    wanted = [path for path in clean.parts() if path.rsplit("/", 1)[-1] not in done]
-    list(run_parallel(functools.partial(publish_part, folder.filesystem, folder.path, shared), wanted))
-
-
-def publish_part(filesystem: fs.FileSystem, target: str, duplicates: Any, path: str) -> str:
-    """Writes one part of the stage under its final name once it is whole."""
-    by_id = ray.get(duplicates)
-    rows = pq.read_table(path, filesystem=filesystem, columns=DOCUMENT.names).to_pylist()
-    for row in rows:
-        if row["doc_id"] in by_id:
-            reason, kept = by_id[row["doc_id"]]
-            meta = json.dumps({**json.loads(row["meta"]), "duplicate_of": kept}, ensure_ascii=False)
-            row.update(status=REJECTED, reason=reason, text=None, meta=meta)
-    name = path.rsplit("/", 1)[-1]
-    pq.write_table(to_table(rows, DOCUMENT), f"{target}/_{name}.tmp", filesystem=filesystem)
-    filesystem.move(f"{target}/_{name}.tmp", f"{target}/{name}")
-    return name
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turns what Ray or the storage raises into one message. Ray's own errors hold the traceback of a worker."""
+    try:
+        yield
+    except (ray.exceptions.RayError, OSError) as error:
+        raise KunError(
+            f"the run ended early: {execution.root_cause(error)}\nWhat was finished is kept; run the same command again to continue."
+        ) from error
 
 
 def run_parallel(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
@@ -232,22 +233,55 @@ def _clean_title(title: str | None, config: FilterConfig) -> str | None:
     return cleaning.mask_personal(cleaned, found)
 
 
+def _check_models(config: PrepareConfig) -> None:
+    if config.tokenizer is not None:
+        if models.is_missing_folder(config.tokenizer):
+            raise ConfigError(
+                f"tokenizer: there is no folder {config.tokenizer}; give the label model, or tokenizer=null"
+            )
+        models.require_on_hub(config.tokenizer, "tokenizer")
+        _tokenizer(config.tokenizer)
+    if config.filters.kenlm_path is not None:
+        try:
+            quality.perplexity("测试", config.filters.kenlm_path, config.filters.kenlm_units)
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(f"filters.kenlm_path: {config.filters.kenlm_path} cannot be read: {error}") from None
+
+
 def _fingerprint(config: PrepareConfig, listing: str) -> dict[str, Any]:
     plain = to_dict(config)
+    corpora: dict[str, list[dict[str, Any]]] = {}
+    for corpus in plain["corpora"]:  # several may have one name
+        settings = {key: corpus[key] for key in ("format", "text_field", "title_field", "meta_fields")}
+        corpora.setdefault(corpus["name"], []).append(settings)
+    kenlm = config.filters.kenlm_path and _digest(config.filters.kenlm_path)
     return {
-        "corpora": {
-            corpus["name"]: {key: corpus[key] for key in ("format", "text_field", "title_field", "meta_fields")}
-            for corpus in plain["corpora"]
-        },
+        "corpora": {name: sorted(settings, key=json.dumps) for name, settings in corpora.items()},
         "input": hashlib.blake2b(listing.encode(), digest_size=16).hexdigest(),
         "tokenizer": config.tokenizer and models.model_digest(config.tokenizer),
-        "filters": plain["filters"],
+        "filters": {**plain["filters"], "kenlm_path": kenlm},
         "dedup": {**plain["dedup"], "rows_per_task": None, "signatures": SIGNATURE_VERSION},  # memory, not result
     }
 
 
+def _digest(path: str) -> str:
+    """Identity of a large file, wherever it lies: its size and both ends."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        digest.update(f"{size} ".encode() + file.read(1 << 20))
+        file.seek(max(0, size - (1 << 20)))
+        digest.update(file.read())
+    return digest.hexdigest()
+
+
 def _count(folder: store.Folder) -> int:
     return folder.dataset().count_rows() if folder.parts() else 0
+
+
+def _delete(folder: store.Folder) -> None:
+    if folder.exists():
+        folder.filesystem.delete_dir(folder.path)
 
 
 def _total(folder: store.Folder, column: str) -> int:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from kun_ray.archives import CHUNK_BYTES, ByteStream, StreamError
+from kun_ray.archives import CHUNK_BYTES, ByteStream
+from kun_ray.sources import StreamError
 
 MAX_RECORD_BYTES = 64 << 20
 

@@ -8,7 +8,8 @@ import tarfile
 import ray
 
 from kun_ray import schema
-from kun_ray.corpora import CorpusConfig, read_corpora
+from kun_ray.corpora import CorpusConfig, list_corpora, num_rows_read, read_corpora
+from kun_ray.store import Folder
 
 
 def test_three_layouts_are_read_as_one_dataset(cluster, tmp_path):
@@ -29,11 +30,14 @@ def test_three_layouts_are_read_as_one_dataset(cluster, tmp_path):
 
     layouts = ("wudao", "wanjuan", "skypile")
     corpora = [CorpusConfig(layout, layout, [str(tmp_path / layout)]) for layout in layouts]
-    tables = ray.get(read_corpora(corpora, num_tasks=4).to_arrow_refs())
+    files, counts = list_corpora(corpora), Folder(str(tmp_path / "counts"))
+    (tmp_path / "counts").mkdir()
+    tables = ray.get(read_corpora(files, num_tasks=4, counts=counts).to_arrow_refs())
     rows = [row for table in tables for row in table.to_pylist()]
 
     assert all(table.schema.equals(schema.DOCUMENT) for table in tables if table.num_rows)
     assert len({row["doc_id"] for row in rows}) == len(rows) == 3000 + 3000 + 10_002
+    assert num_rows_read(counts, len(files)) == len(rows)
     counts = {(source, reason): 0 for source in layouts for reason in (None, "bad_json")}
     for row in rows:
         counts[row["source"], row["reason"]] += 1
@@ -45,5 +49,5 @@ def test_three_layouts_are_read_as_one_dataset(cluster, tmp_path):
         ("skypile", None): 10_000,
         ("skypile", "bad_json"): 2,
     }
-    again = read_corpora(corpora, num_tasks=1).select_columns(["doc_id"]).take_all()
+    again = read_corpora(files, num_tasks=1).select_columns(["doc_id"]).take_all()
     assert {row["doc_id"] for row in again} == {row["doc_id"] for row in rows}

@@ -8,8 +8,9 @@ import tarfile
 
 import pytest
 
-from kun_ray.archives import ByteStream, GunzipStream, StreamError
+from kun_ray.archives import ByteStream, GunzipStream
 from kun_ray.documents import extract_wanjuan, read_documents
+from kun_ray.sources import CorpusFile, StreamError
 
 DOCS = [os.urandom(300).hex() for _ in range(400)]
 LINES = b"\n".join(json.dumps({"id": str(i), "content": text}).encode() for i, text in enumerate(DOCS)) + b"\n"
@@ -17,9 +18,8 @@ LINES = b"\n".join(json.dumps({"id": str(i), "content": text}).encode() for i, t
 
 def read(path, data: bytes) -> list[dict]:
     path.write_bytes(data)
-    return [
-        row for table in read_documents(str(path), path.name, "w", extract_wanjuan([])) for row in table.to_pylist()
-    ]
+    file = CorpusFile(str(path), path.name, len(data))
+    return [row for table in read_documents(file, "w", extract_wanjuan([])) for row in table.to_pylist()]
 
 
 def outcome(rows: list[dict]) -> list[tuple[str, str | None]]:

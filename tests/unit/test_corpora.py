@@ -8,7 +8,7 @@ import pytest
 
 from kun_ray import schema
 from kun_ray.config import ConfigError, KunError
-from kun_ray.corpora import CorporaDatasource, CorpusConfig, list_files, read_file
+from kun_ray.corpora import CorporaDatasource, CorpusConfig, list_corpora, list_files, read_file
 
 
 def config(path, format="jsonl", **fields) -> CorpusConfig:
@@ -91,7 +91,7 @@ def test_two_files_of_one_name_are_refused(tmp_path):
         list_files(CorpusConfig("c", "jsonl", [str(tmp_path / "a"), str(tmp_path / "b")]))
     assert names(f"{tmp_path}/*/x.jsonl") == ["a/x.jsonl", "b/x.jsonl"]
     with pytest.raises(KunError, match="its own name"):
-        CorporaDatasource([config(tmp_path / "a"), config(tmp_path / "b")])
+        list_corpora([config(tmp_path / "a"), config(tmp_path / "b")])
 
 
 def test_ids_survive_a_move_and_depend_on_the_source(tmp_path):
@@ -124,7 +124,7 @@ def test_wrong_configurations_are_refused(fields):
 def test_files_are_grouped_by_size(tmp_path):
     for index, size in enumerate([900, 500, 400, 10, 10, 10]):
         (tmp_path / f"{index}.jsonl").write_bytes(b" " * size)
-    source = CorporaDatasource([config(tmp_path)])
+    source = CorporaDatasource(list_corpora([config(tmp_path)]))
     groups = [{os.path.basename(path) for path in task.metadata.input_files} for task in source.get_read_tasks(2)]
     assert sorted(sum(int(name[0]) < 3 for name in group) for group in groups) == [1, 2]
     assert sorted(name for group in groups for name in group) == [f"{index}.jsonl" for index in range(6)]

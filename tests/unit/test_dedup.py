@@ -18,7 +18,8 @@ import pytest
 
 from kun_ray import schema
 from kun_ray.config import ConfigError, KunError
-from kun_ray.dedup import DedupConfig, _pairs, find_duplicates, signatures
+from kun_ray.dedup import _pairs, find_duplicates
+from kun_ray.signatures import DedupConfig, signatures
 
 LOCAL = pafs.LocalFileSystem()
 CHARACTERS = [chr(code) for code in range(0x4E00, 0x4E00 + 3000)]
@@ -226,7 +227,9 @@ def test_no_files_and_empty_files(tmp_path: Path) -> None:
 
 def test_signatures_are_the_same_in_another_process() -> None:
     text = "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。" * 4
-    script = f"from kun_ray.dedup import *; print(signatures([{text!r}, None], DedupConfig())['minhash'].to_pylist())"
+    script = (
+        f"from kun_ray.signatures import *; print(signatures([{text!r}, None], DedupConfig())['minhash'].to_pylist())"
+    )
     other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
     here = signatures([text, None], DedupConfig())["minhash"].to_pylist()
     assert other == str(here)
