@@ -265,10 +265,10 @@ def _read_task(items: list[tuple[CorpusConfig, CorpusFile]], row_limit: int | No
 
 def read_file(config: CorpusConfig, file: CorpusFile) -> Iterator[pa.Table]:
     """The documents of one file of a corpus, as tables of schema.DOCUMENT."""
-    return read_documents(file.path, file.name, config.name, _extract(config), as_objects=config.format == "wudao")
+    return read_documents(file.path, file.name, config.name, extract_of(config), as_objects=config.format == "wudao")
 
 
-def _extract(config: CorpusConfig) -> Extract:
+def extract_of(config: CorpusConfig) -> Extract:
     if config.format == "wudao":
         return extract_wudao(config.meta_fields)
     if config.format == "wanjuan":
