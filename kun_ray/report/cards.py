@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import rjieba
 
-from kun_ray.report.survey import prepare_step
+from kun_ray.report.survey import RAISED, prepare_step
 from kun_ray.schema import OK
 
 MAX_CHARS: Final = 8000
@@ -50,7 +50,7 @@ def settled_by(row: Row, steps: list[str]) -> str:
     if row["status"] == OK:
         return ""
     reached = max((n for n, step in enumerate(steps) if row.get(f"{step}_prompt_tokens") is not None), default=-1)
-    if row["reason"] == "engine_error":
+    if row["reason"] in RAISED:
         reached = min(reached + 1, len(steps) - 1)
     return steps[reached] if reached >= 0 else prepare_step(row["status"], row["reason"] or "")
 

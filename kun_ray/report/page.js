@@ -98,8 +98,8 @@
       made.append(verdict);
     }
     if (fate.answer !== null) {
-      const changed = fate.edits && !want.plain && !want.query;
-      const kept = fate.kept === null ? "" : `, ${Math.round(100 * fate.kept)} % of it from the text`;
+      const changed = fate.edits && fate.kept >= 0.1 && !want.plain && !want.query;
+      const kept = fate.kept === null ? "" : `, ${Math.round(100 * fate.kept)} % of it word for word from the text`;
       made.append(node("h4", "", (changed ? "answer, as a change of the text" : "answer") + kept));
       made.append(changed ? edited(fate.edits) : body(fate.answer, want.query, "long"));
     }
@@ -110,24 +110,26 @@
     return made;
   };
   const show = (card, want) => {
-    const made = node("article", "card");
+    const made = node("article", data.runs.length > 1 ? "card" : "card one");
     const head = node("header");
+    const left = node("div", "text");
     head.append(node("strong", "", card.source));
     if (card.tokens !== null) head.append(node("span", "", `${whole(card.tokens)} tokens`));
     if (card.file !== null) head.append(node("code", "", `${card.file} @ ${card.offset}`));
     head.append(node("code", "", card.id));
     made.append(head);
-    if (card.title) made.append(body(card.title, want.query, "instruction"));
+    if (card.title) left.append(body(card.title, want.query, "instruction"));
     const origin = { stage: "text", corpus: "text, as it stands in the corpus (personal data masked)" }[card.origin];
-    made.append(node("h4", "", origin || "text"));
+    left.append(node("h4", "", origin || "text"));
     if (card.text) {
       const text = body(card.text, want.query, "long");
       text.tabIndex = 0;
-      made.append(text);
-    } else made.append(node("p", "absent", "not in this stage, and the corpus file cannot be read from here"));
-    if (card.error) made.append(node("p", "failed", card.error));
+      left.append(text);
+    } else left.append(node("p", "absent", "not in this stage, and the corpus file cannot be read from here"));
+    if (card.error) left.append(node("p", "failed", card.error));
     const meta = Object.entries(card.meta).map(([key, value]) => `${key}: ${typeof value === "string" ? value : JSON.stringify(value)}`);
-    if (meta.length) made.append(node("p", "dim", meta.join(" · ")));
+    if (meta.length) left.append(node("p", "dim", meta.join(" · ")));
+    made.append(left);
     const runs = node("div", "runs");
     card.runs.forEach((fate) => runs.append(showFate(card, fate, want)));
     made.append(runs);
@@ -138,6 +140,18 @@
     const want = wanted();
     list.replaceChildren(...matches.slice(0, shown).map((card) => show(card, want)));
     more.hidden = matches.length <= shown;
+  };
+  const fields = [...form.elements].filter((field) => field.name);
+  const remember = () => {
+    const set = new URLSearchParams();
+    fields.forEach((field) => field.type !== "checkbox" && field.value && set.set(field.name, field.value));
+    // Where the browser allows it for a local file, the address holds the filters: it can be kept and passed on.
+    try { history.replaceState(null, "", set.size ? `#${set}` : location.pathname + location.search); } catch { /* not here */ }
+  };
+  const recall = () => {
+    const set = new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
+    fields.forEach((field) => set.has(field.name) && (field.value = set.get(field.name)));
+    return set.size > 0;
   };
   const update = () => {
     const want = wanted();
@@ -153,17 +167,20 @@
     document.getElementById("count").textContent = `${whole(matches.length)} of ${whole(data.cards.length)} sampled documents`;
     render();
   };
-  form.addEventListener("input", update);
+  const changed = () => { update(); remember(); };
+  form.addEventListener("input", changed);
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("reset", () => setTimeout(update));
+  form.addEventListener("reset", () => setTimeout(changed));
   more.addEventListener("click", () => { shown += PAGE; render(); });
   document.querySelectorAll("button[data-reason]").forEach((button) =>
     button.addEventListener("click", () => {
       form.reset();
       form.elements.reason.value = button.dataset.reason;
       form.elements.step.value = button.dataset.step;
-      update();
+      changed();
       document.getElementById("samples").scrollIntoView();
     }));
+  const recalled = recall();
   update();
+  if (recalled) document.getElementById("samples").scrollIntoView();
 })();

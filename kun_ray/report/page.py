@@ -60,7 +60,7 @@ def render(runs: list[Measured], cards: list[dict[str, Any]]) -> str:
     seen = [found for r in runs for found in r.throughput.values() if found is not None]
     names = [r.run.name for r in runs]
     return environment.get_template("page.html").render(
-        title=" · ".join(names) if len(names) == 1 else f"{' and '.join(names)}, compared",
+        title=names[0] if len(names) == 1 else " · ".join(names),
         script=Markup(script),
         script_hash=f"sha256-{digest}",
         css=Markup((HERE / "page.css").read_text()),

@@ -33,6 +33,7 @@ REASONS: Final = {
     "over_context": "the prompt does not fit the model's context",
     "truncated": "the reply reached sampling.max_tokens",
     "unparsable": "the reply does not hold what the step asks for",
+    "quarantined": "engines died whenever they took this row",
     "engine_error": "the engine refused the request; the log names the error",
 }
 

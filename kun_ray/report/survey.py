@@ -28,6 +28,8 @@ MAX_FOUND: Final = 50
 """Rows that one `find` adds to the sample."""
 READ, FILTER, DEDUP = "read", "filter", "dedup"
 PREPARE_STEPS: Final = (READ, FILTER, DEDUP)
+RAISED: Final = ("engine_error", "quarantined")
+"""Reasons of a step that wrote nothing: it is the one behind the last that wrote its token counts."""
 
 _TYPES: Final = {field.name: field.type for field in with_steps(DOCUMENT, list(STEP_RESULTS))}
 _COLUMNS: Final = ("doc_id", "source", "status", "reason", "tokens", "perplexity", "score", "instruction", "answer")
@@ -163,9 +165,7 @@ def _count(result: Survey, rows: pa.RecordBatch, ids: U64, engine_steps: list[st
     reached = np.full(len(rows), -1)
     for number, step in enumerate(engine_steps):
         reached[np.asarray(pc.is_valid(rows[f"{step}_prompt_tokens"]))] = number
-    # A step that raised wrote nothing: it is the one behind the last that wrote its counts.
-    raised = pc.fill_null(pc.equal(rows["reason"], pa.scalar("engine_error")), False)
-    reached[np.asarray(raised)] += 1
+    reached[np.asarray(pc.is_in(rows["reason"], value_set=pa.array(RAISED)))] += 1
     keys = pa.table(
         {
             "source": rows["source"],

@@ -18,8 +18,9 @@ from kun_ray.report.throughput import Throughput
 from kun_ray.schema import OK, STATUSES
 
 LEFT_AFTER: Final = {
-    "read": "reading", "filter": "filters", "dedup": "deduplication", "perplexity": "perplexity",
-    "label": "label: has an instruction", "score": "score: instruction is good", "polish": "polish: has an answer",
+    "read": "read without error", "filter": "passed the filters", "dedup": "not a duplicate",
+    "perplexity": "perplexity in range", "label": "has an instruction", "score": "instruction is good",
+    "polish": "has an answer",
 }  # fmt: skip
 TOP_VERBS: Final = 15
 TOP_NOUNS: Final = 6
@@ -69,7 +70,7 @@ def funnel(runs: list[Measured]) -> list[dict[str, Any]]:
             left[number] -= lost
             known = step in r.survey.steps
             cells.append({"rows": left[number], "of": r.survey.num_rows, "lost": lost} if known else None)
-        table.append({"name": LEFT_AFTER.get(step, step), "cells": cells})
+        table.append({"name": LEFT_AFTER.get(step, f"after {step}"), "cells": cells})
     if any(r.num_exported is not None for r in runs):
         exported = [
             None
@@ -77,7 +78,7 @@ def funnel(runs: list[Measured]) -> list[dict[str, Any]]:
             else {"rows": r.num_exported, "of": r.survey.num_rows, "lost": left[number] - r.num_exported}
             for number, r in enumerate(runs)
         ]
-        table.append({"name": "export", "cells": exported})
+        table.append({"name": "exported", "cells": exported})
     return table
 
 
@@ -178,7 +179,7 @@ def stages(runs: list[Measured]) -> list[dict[str, Any]]:
     for number, r in enumerate(runs):
         for stage in r.run.stages:
             summary, seen = stage.summary, r.throughput.get(stage.name)
-            elapsed = sum(attempt.elapsed_s for attempt in seen.attempts) if seen else summary.get("elapsed_s")
+            elapsed = _seconds(stage, seen)
             num_rows = summary.get("rows")
             numbers = [num_rows, *(summary.get(status) for status in STATUSES)]
             rate = f"{num_rows / elapsed:,.1f}" if num_rows and elapsed and stage.has_rows else "–"
@@ -223,12 +224,16 @@ def _output_tokens(run: Run) -> int:
 
 
 def _elapsed(measured: Measured) -> float:
-    seen = [
-        sum(attempt.elapsed_s for attempt in found.attempts) if found else stage.summary.get("elapsed_s", 0)
-        for stage in measured.run.chain
-        for found in [measured.throughput.get(stage.name)]
-    ]
-    return float(sum(seen))
+    return sum(_seconds(stage, measured.throughput.get(stage.name)) or 0 for stage in measured.run.chain)
+
+
+def _seconds(stage: Stage, seen: Throughput | None) -> float | None:
+    """Running time over all attempts: a summary knows only of the last one, metrics nothing of what follows the rows."""
+    last: float | None = stage.summary.get("elapsed_s")
+    if seen is None:
+        return last
+    *earlier, newest = (attempt.elapsed_s for attempt in seen.attempts)
+    return float(sum(earlier) + (newest if last is None else last))
 
 
 def _whole(number: int) -> str:
