@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import json
 import re
 import signal
 import sys
@@ -104,20 +105,22 @@ def without_credentials(text: str) -> str:
     return _SECRET_OPTIONS.sub(r"\1…", _CREDENTIALS.sub("", text))
 
 
-def run_job(schema: type[T], main: Callable[[T], object], doc: str | None) -> None:
+def run_job(schema: type[T], main: Callable[[T], object], doc: str | None, positional: str | None = None) -> None:
     """The body of every script under jobs/: parse, print the resolved configuration, call `main`, exit with a status.
+
+    With `positional`, arguments that are neither a YAML file nor key=value are values of that list field.
 
     Exits 0 when `main` returns, 1 with one message on a KunError, 2 on a wrong configuration, 130 on Ctrl-C or SIGTERM.
     Any other exception keeps its traceback.
     """
     if any(arg in ("-h", "--help") for arg in sys.argv[1:]):
-        print(
-            f"{(doc or '').strip()}\n\nusage: python {sys.argv[0]} [conf/FILE.yaml …] [key=value …]\n\n{describe(schema)}"
-        )
+        plain = f" {positional.upper()} …" if positional else ""
+        usage = f"usage: python {sys.argv[0]}{plain} [conf/FILE.yaml …] [key=value …]"
+        print(f"{(doc or '').strip()}\n\n{usage}\n\n{describe(schema)}")
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        config = load(schema, sys.argv[1:])
+        config = load(schema, _with_positional(sys.argv[1:], positional) if positional else sys.argv[1:])
         resolved = yaml.safe_dump(to_dict(config), allow_unicode=True, sort_keys=False)
         print("# " + without_credentials(resolved).strip().replace("\n", "\n# "), flush=True)
         main(config)
@@ -161,6 +164,23 @@ def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raises ConfigError unless `value` is one of `allowed`."""
     if value not in allowed:
         raise ConfigError(f"`{name}` is {value!r}, but must be one of {', '.join(allowed)}")
+
+
+def _with_positional(argv: list[str], field: str) -> list[str]:
+    """`argv` with its plain arguments gathered into one `field=[…]`, which comes last."""
+    plain = [arg for arg in argv if not _is_setting(arg)]
+    if not plain:
+        return argv
+    given = [arg for arg in argv if arg.startswith(f"{field}=")]
+    require(not given, f"`{given[0] if given else ''}` and the plain arguments {' '.join(plain)} say the same: give one")
+    return [*(arg for arg in argv if _is_setting(arg)), f"{field}={json.dumps(plain, ensure_ascii=False)}"]
+
+
+def _is_setting(arg: str) -> bool:
+    """Whether it is a YAML file or key=value, and not a folder or a URI (which may hold `=` too)."""
+    if "://" in arg.partition("=")[0] or Path(arg).is_dir():
+        return False
+    return "=" in arg or arg.endswith((".yaml", ".yml"))
 
 
 def _parse(arg: str) -> DictConfig:

@@ -192,10 +192,10 @@ def _read_task(
 
 def read_file(config: CorpusConfig, file: CorpusFile) -> Iterator[pa.Table]:
     """The documents of one file of a corpus, as tables of schema.DOCUMENT."""
-    return read_documents(file, config.name, _extract(config), config.format == "wudao", config.on_read_error)
+    return read_documents(file, config.name, extract_of(config), config.format == "wudao", config.on_read_error)
 
 
-def _extract(config: CorpusConfig) -> Extract:
+def extract_of(config: CorpusConfig) -> Extract:
     if config.format == "wudao":
         return extract_wudao(config.meta_fields)
     if config.format == "wanjuan":
