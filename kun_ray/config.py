@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue
 
 T = TypeVar("T")
 EXTENDS = "extends"
@@ -81,7 +81,9 @@ def load(schema: type[T], argv: list[str]) -> T:
         except ConfigKeyError as error:
             key = error.full_key or str(error.key)
             raise ConfigError(f"unknown key `{key}` in `{arg}`{_nearest(schema, key)}") from None
-        except OmegaConfBaseException as error:
+        except ConfigError:
+            raise
+        except Exception as error:  # OmegaConf lets errors of its parsers and converters through as they are
             raise ConfigError(f"`{getattr(error, 'full_key', None) or arg}` in `{arg}`: {_first_line(error)}") from None
     try:
         config = OmegaConf.to_object(merged)
@@ -89,7 +91,9 @@ def load(schema: type[T], argv: list[str]) -> T:
         raise ConfigError(
             f"`{error.full_key}` has no value: give it in the YAML file or as {error.full_key}=…"
         ) from None
-    except OmegaConfBaseException as error:
+    except ConfigError:
+        raise
+    except Exception as error:
         raise ConfigError(f"`{getattr(error, 'full_key', None) or 'configuration'}`: {_first_line(error)}") from None
     return typing.cast(T, config)
 

@@ -66,7 +66,7 @@ def expand(pattern: str) -> list[tuple[str, CorpusFile]]:
         raise KunError(
             f"{pattern} holds a file whose name is not UTF-8 ({error.object!r}): rename it, as `convmv -f gbk -t utf8` does"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, re.error) as error:
         raise KunError(f"{pattern} cannot be listed: {error}") from None
 
 
