@@ -176,7 +176,9 @@ def _with_positional(argv: list[str], field: str) -> list[str]:
     if not plain:
         return argv
     given = [arg for arg in argv if arg.startswith(f"{field}=")]
-    require(not given, f"`{given[0] if given else ''}` and the plain arguments {' '.join(plain)} say the same: give one")
+    require(
+        not given, f"`{given[0] if given else ''}` and the plain arguments {' '.join(plain)} say the same: give one"
+    )
     return [*(arg for arg in argv if _is_setting(arg)), f"{field}={json.dumps(plain, ensure_ascii=False)}"]
 
 

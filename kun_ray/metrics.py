@@ -1,29 +1,89 @@
 """A pool's counters as Ray metrics, which every node of a cluster offers to Prometheus (docs/operations.md, "Metrics").
 
-A Pool holds one Meters and hands it the counters that it reports to the Board anyway. What happens inside an engine (KV
-cache, preemptions, prefix cache, latencies) vLLM measures itself; engine_stat_loggers() lets it use the same endpoint.
+A Pool holds one Meters and hands it, once a second, the counters that it reports to the Board anyway. What happens
+inside an engine (KV cache, preemptions, prefix cache, waiting requests) vLLM tells EngineStats. Neither touches rows.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from ray.util.metrics import Counter, Gauge
+from ray.util.metrics import Counter, Gauge, Histogram
 
 from kun_ray.schema import FAILED, OK, REJECTED
 
 TOTALS: Final = {
     "prompt_tokens": ("kun_ray_prompt_tokens", "Prompt tokens of this pool's requests, cached ones too."),
     "output_tokens": ("kun_ray_output_tokens", "Tokens that this pool's engines have decoded."),
+    "preemptions": ("kun_ray_preemptions", "Requests that an engine put back because its KV cache was full."),
+    "prefix_cache_queries": ("kun_ray_prefix_cache_queries", "Prompt tokens that were looked up in the prefix cache."),
+    "prefix_cache_hits": ("kun_ray_prefix_cache_hits", "Prompt tokens that were found in the prefix cache."),
 }
 """Counters of a replica that only grow: its name → the metric's name and description."""
 CURRENT: Final = {
-    "in_flight": ("kun_ray_rows_in_flight", "Rows that this replica's engine works on now."),
+    "in_flight": ("kun_ray_rows_in_flight", "Rows that this replica has given to its engine."),
     "load_s": ("kun_ray_load_seconds", "Seconds that this replica took to load its engine."),
+    "running": ("kun_ray_requests_running", "Requests that the engine decodes now."),
+    "waiting": ("kun_ray_requests_waiting", "Requests that wait inside the engine."),
+    "kv_cache_usage": ("kun_ray_kv_cache_usage", "Part of the engine's KV cache that is in use, 0 to 1."),
 }
 """Counters of a replica that say how things are now."""
 ROWS: Final = ("kun_ray_rows", "Rows that have left this pool, by status.")
+REQUEST_SECONDS: Final = ("kun_ray_request_seconds", "Seconds from a request's arrival in the engine to its end.")
+REQUEST_TOKENS: Final = ("kun_ray_request_output_tokens", "Tokens decoded for one request.")
+SECONDS_BOUNDARIES: Final = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0]
+TOKENS_BOUNDARIES: Final = [1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0]
 TAGS: Final = ("pool", "replica")
+
+
+class EngineStats:
+    """What one vLLM engine says of itself, collected between two updates of a Meters.
+
+    Give `stat_logger` to AsyncLLM (`stat_loggers=[stats.stat_logger]`); vLLM then calls record() after every step. vLLM
+    has a logger for Ray of its own, but that one needs all of Ray Serve.
+    """
+
+    def __init__(self) -> None:
+        self.counters: dict[str, float] = {}
+        """Those of TOTALS and CURRENT that vLLM knows."""
+        self._finished: list[tuple[float, int]] = []
+
+    def stat_logger(self, vllm_config: Any, engine_index: int = 0) -> EngineStats:
+        """vLLM's factory of a logger for one engine."""
+        return self
+
+    def record(self, scheduler_stats: Any, iteration_stats: Any, *_: Any, **__: Any) -> None:
+        """Takes vLLM's SchedulerStats and IterationStats of one step; either may be None."""
+        if scheduler_stats is not None:
+            cache = scheduler_stats.prefix_cache_stats
+            waiting = scheduler_stats.num_waiting_reqs + getattr(scheduler_stats, "num_skipped_waiting_reqs", 0)
+            self.counters |= {
+                "running": scheduler_stats.num_running_reqs,
+                "waiting": waiting,
+                "kv_cache_usage": scheduler_stats.kv_cache_usage,
+            }
+            if cache is not None:
+                self._add("prefix_cache_queries", cache.queries)
+                self._add("prefix_cache_hits", cache.hits)
+        if iteration_stats is not None:
+            self._add("preemptions", iteration_stats.num_preempted_reqs)
+            self._finished += [
+                (one.e2e_latency, one.num_generation_tokens) for one in iteration_stats.finished_requests
+            ]
+
+    def take_finished(self) -> list[tuple[float, int]]:
+        """(seconds, output tokens) of the requests that have ended since the last call."""
+        finished, self._finished = self._finished, []
+        return finished
+
+    def log(self) -> None:
+        """vLLM calls these two on every logger."""
+
+    def log_engine_initialized(self) -> None:
+        pass
+
+    def _add(self, key: str, growth: int) -> None:
+        self.counters[key] = self.counters.get(key, 0) + growth
 
 
 class Meters:
@@ -35,34 +95,35 @@ class Meters:
         self._rows = Counter(*ROWS, tag_keys=(*TAGS, "status"))
         self._totals = {key: Counter(*named, tag_keys=TAGS) for key, named in TOTALS.items()}
         self._current = {key: Gauge(*named, tag_keys=TAGS) for key, named in CURRENT.items()}
+        self._seconds = Histogram(*REQUEST_SECONDS, boundaries=SECONDS_BOUNDARIES, tag_keys=TAGS)
+        self._tokens = Histogram(*REQUEST_TOKENS, boundaries=TOKENS_BOUNDARIES, tag_keys=TAGS)
 
-    def update(self, counters: dict[str, float]) -> None:
+    def update(self, counters: dict[str, float], engine: EngineStats | None = None) -> None:
         """Takes the replica's totals since it started, as the Board gets them; call it about once a second.
 
         Args:
             counters: `ok`, `rejected`, `failed`, `prompt_tokens`, `output_tokens`, `in_flight`, `load_s`; what is missing
-                counts as 0, what else is there is left alone.
+                leaves its metric alone, and so does what else is there.
+            engine: the replica's EngineStats, if its engine has one.
         """
+        if engine is not None:
+            counters = {**counters, **engine.counters}
+            for seconds, tokens in engine.take_finished():
+                self._seconds.observe(seconds, tags=self._tags)
+                self._tokens.observe(tokens, tags=self._tags)
         for status in (OK, REJECTED, FAILED):
             self._add(self._rows, counters, status, {**self._tags, "status": status})
         for key, counter in self._totals.items():
             self._add(counter, counters, key, self._tags)
         for key, gauge in self._current.items():
-            gauge.set(counters.get(key, 0), tags=self._tags)
+            if key in counters:
+                gauge.set(counters[key], tags=self._tags)
         self._before = dict(counters)
 
     def _add(self, counter: Counter, counters: dict[str, float], key: str, tags: dict[str, str]) -> None:
         growth = counters.get(key, 0) - self._before.get(key, 0)
         if growth > 0:  # Ray's counters refuse 0
             counter.inc(growth, tags=tags)
-
-
-def engine_stat_loggers() -> list[Any]:
-    """`stat_loggers` for vLLM's AsyncLLM: its own metrics, through Ray. Their label `model_name` is the engine argument
-    `served_model_name`: give it the pool's name."""
-    from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
-
-    return [RayPrometheusStatLogger]
 
 
 def shown_as(pool_class: type, name: str, steps: list[str]) -> type:

@@ -57,8 +57,17 @@ def make_run(folder: Path, corpora: Path | None = None, threshold: float = 0.5, 
     Rows that score below `threshold` are rejected for it.
     """
     configs = make_corpora(corpora or folder / "corpora")
-    rows = [row for config in configs for file in list_files(config) for t in read_file(config, file) for row in t.to_pylist()]
-    web, others = [r for r in rows if r["source"].startswith("web")], [r for r in rows if not r["source"].startswith("web")]
+    rows = [
+        row
+        for config in configs
+        for file in list_files(config)
+        for t in read_file(config, file)
+        for row in t.to_pylist()
+    ]
+    web, others = (
+        [r for r in rows if r["source"].startswith("web")],
+        [r for r in rows if not r["source"].startswith("web")],
+    )
     assert [row["text"] for row in web] == [*WEB, None]  # the last record is broken
     prepared = [_prepared(row, fate) for row, fate in zip(web, [*FATES, {}], strict=True)] + [
         {**row, "text": None, "status": "rejected", "reason": "not_chinese"} for row in others
@@ -71,10 +80,15 @@ def make_run(folder: Path, corpora: Path | None = None, threshold: float = 0.5, 
     done = [_generated(row, fate, threshold) for row, fate in zip(prepared, fates, strict=True)]
     fingerprint = {
         "input": input_fingerprint(prepare),
-        "pools": {"label": {"model": "label", "steps": ["label"]}, "chat": {"model": "chat", "steps": ["score", "polish"]}},
+        "pools": {
+            "label": {"model": "label", "steps": ["label"]},
+            "chat": {"model": "chat", "steps": ["score", "polish"]},
+        },
         "steps": {"score": {"threshold": threshold}},
     }
-    generate = write_stage(folder / "generate", done, with_steps(DOCUMENT, STEPS), fingerprint, {"input": str(folder / "prepare")})
+    generate = write_stage(
+        folder / "generate", done, with_steps(DOCUMENT, STEPS), fingerprint, {"input": str(folder / "prepare")}
+    )
     write_metrics(generate, [[0, 4, 8], [8, len(done)]])
     if exported:
         export(ExportConfig(input=generate.uri, output=str(folder / "export"), formats=["alpaca"]))
@@ -84,13 +98,22 @@ def make_run(folder: Path, corpora: Path | None = None, threshold: float = 0.5, 
 def make_corpora(folder: Path) -> list[CorpusConfig]:
     """Raw files: JSON lines (one record broken), gzipped JSON lines, a WuDao array, Parquet, a tar."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"text": text, "title": HOSTILE if n == 3 else None, "url": HOSTILE}, ensure_ascii=False) for n, text in enumerate(WEB)]
+    lines = [
+        json.dumps({"text": text, "title": HOSTILE if n == 3 else None, "url": HOSTILE}, ensure_ascii=False)
+        for n, text in enumerate(WEB)
+    ]
     (folder / "web.jsonl").write_text("\n".join([*lines, '{"text": "这一行没有写完']))
     secret = "My mail is someone@example.com, write me. " * 3
     english = [{"text": f"Not Chinese at all, number {n}. {secret}"} for n in range(3)]
     (folder / "english.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, english)).encode()))
-    (folder / "wudao.json").write_text(json.dumps([{"id": n, "title": "", "content": f"WuDao in English, {n}."} for n in range(2)]))
-    pq.write_table(pa.table({"text": [f"Parquet row {n} in English." for n in range(5)]}), folder / "rows.parquet", row_group_size=2)
+    (folder / "wudao.json").write_text(
+        json.dumps([{"id": n, "title": "", "content": f"WuDao in English, {n}."} for n in range(2)])
+    )
+    pq.write_table(
+        pa.table({"text": [f"Parquet row {n} in English." for n in range(5)]}),
+        folder / "rows.parquet",
+        row_group_size=2,
+    )
     return [
         CorpusConfig(f"web{HOSTILE}", "jsonl", [str(folder / "web.jsonl")], title_field="title", meta_fields=["url"]),
         CorpusConfig("english", "jsonl", [str(folder / "english.jsonl.gz")]),
@@ -99,7 +122,9 @@ def make_corpora(folder: Path) -> list[CorpusConfig]:
     ]
 
 
-def write_stage(folder: Path, rows: list[Row], schema: pa.Schema, fingerprint: Row, config: Row, complete: bool = True) -> Folder:
+def write_stage(
+    folder: Path, rows: list[Row], schema: pa.Schema, fingerprint: Row, config: Row, complete: bool = True
+) -> Folder:
     """A stage folder of two parts."""
     stage = open_stage(str(folder), fingerprint, config)
     half = (len(rows) + 1) // 2
@@ -115,8 +140,23 @@ def write_metrics(stage: Folder, attempts: list[list[int]]) -> None:
     for number, done in enumerate(attempts):
         for line, rows_done in enumerate(done):
             replicas = 1 if number == 0 and line == len(done) - 1 else 2
-            pools = {"label": {"replicas": replicas, "in_flight": 3, "prompt_tokens_per_s": 100.0, "output_tokens_per_s": 20.0}}
-            stage.append_metrics({"elapsed_s": 5.0 * (line + 1), "rows_total": attempts[-1][-1], "rows_done": rows_done, "rows_per_s": 1.0, "pools": pools})
+            pools = {
+                "label": {
+                    "replicas": replicas,
+                    "in_flight": 3,
+                    "prompt_tokens_per_s": 100.0,
+                    "output_tokens_per_s": 20.0,
+                }
+            }
+            stage.append_metrics(
+                {
+                    "elapsed_s": 5.0 * (line + 1),
+                    "rows_total": attempts[-1][-1],
+                    "rows_done": rows_done,
+                    "rows_per_s": 1.0,
+                    "pools": pools,
+                }
+            )
 
 
 def _prepared(row: Row, fate: Row) -> Row:

@@ -47,7 +47,7 @@ def read_excerpts(prepare: Stage, rows: list[dict[str, Any]]) -> dict[str, str]:
             wanted[row["source"]][meta["file"]][meta["offset"]] = row["doc_id"]
     found: dict[str, str] = {}
     budget = _Budget(MAX_READ_BYTES)
-    for source, path, extract, places in _files(prepare, wanted):
+    for _source, path, extract, places in _files(prepare, wanted):
         try:
             for doc_id, text in _read_file(path, places, extract, budget):
                 found[doc_id] = mask_personal(text, find_personal(text))[:MAX_CHARS]
@@ -103,9 +103,7 @@ def _read_file(path: str, places: Places, extract: Extract, budget: _Budget) -> 
                 yield doc_id, _text_at(file.read(RECORD_BYTES), path, extract)
 
 
-def _parquet_rows(
-    file: IO[bytes], offsets: dict[int, str], path: str, extract: Extract
-) -> Iterator[tuple[str, str]]:
+def _parquet_rows(file: IO[bytes], offsets: dict[int, str], path: str, extract: Extract) -> Iterator[tuple[str, str]]:
     parquet, first = pq.ParquetFile(file), 0
     for group in range(parquet.num_row_groups):
         num_rows = parquet.metadata.row_group(group).num_rows

@@ -152,7 +152,9 @@ def _notes(runs: list[Measured]) -> list[str]:
     for r in runs:
         stage, name = r.run.rows, f"{r.run.name}: " if len(runs) > 1 else ""
         if tables.state(stage) != "complete":
-            notes.append(f"{name}{stage.name} is unfinished: the page shows the {r.survey.num_rows:,} rows written so far.")
+            notes.append(
+                f"{name}{stage.name} is unfinished: the page shows the {r.survey.num_rows:,} rows written so far."
+            )
         elif stage.summary.get("rows") not in (None, r.survey.num_rows):
             notes.append(
                 f"{name}{stage.name} holds {r.survey.num_rows:,} rows, but its summary.json says "

@@ -133,7 +133,9 @@ def _themed(svg: str, label: str) -> str:
     for number, stand_in in enumerate(SERIES):
         svg = svg.replace(stand_in, f"var(--series-{number})")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' id="(?:figure|axes|patch|text|xtick|ytick|line2d|matplotlib\.axis|LineCollection|StepPatch)_\d+"', "", svg)
+    svg = re.sub(
+        r' id="(?:figure|axes|patch|text|xtick|ytick|line2d|matplotlib\.axis|LineCollection|StepPatch)_\d+"', "", svg
+    )
     svg = re.sub(r"font: [^;\"]*;", "", svg)
     return re.sub(
         r'<svg [^>]*?viewBox="([^"]+)"[^>]*>',

@@ -96,9 +96,7 @@ class Survey:
 
     def num(self, status: str | None = None, source: str | None = None) -> int:
         """Rows of a status, of a source, or both."""
-        return sum(
-            n for (s, t, _, _), n in self.counts.items() if status in (None, t) and source in (None, s)
-        )
+        return sum(n for (s, t, _, _), n in self.counts.items() if status in (None, t) and source in (None, s))
 
 
 def survey(stage: Stage, sample_size: int, find: list[str]) -> Survey:

@@ -50,7 +50,7 @@ def tiles(runs: list[Measured]) -> list[dict[str, Any]]:
         ("ok, of documents", [_percent(r.survey.num(OK), r.survey.num_rows) for r in runs]),
         ("failed", [_whole(r.survey.num("failed")) for r in runs]),
         ("exported", ["–" if r.num_exported is None else _whole(r.num_exported) for r in runs]),
-        ("tokens written", [_whole(_output_tokens(r.run)) for r in runs]),
+        ("tokens written", [_output_tokens(r.run) for r in runs]),
         ("running time", [duration(_elapsed(r)) for r in runs]),
     ]
     return [{"name": name, "values": values} for name, values in rows]
@@ -85,7 +85,7 @@ def funnel(runs: list[Measured]) -> list[dict[str, Any]]:
 def reasons(runs: list[Measured]) -> list[dict[str, Any]]:
     """Steps in order, and below each its reasons with a sentence and one cell per run, most frequent first."""
     per_run = [_by(r.survey, lambda key: (key[3], key[1], key[2])) for r in runs]
-    most = [max((n for (step, _, _), n in counts.items() if step), default=0) for counts in per_run]
+    most = max((n for counts in per_run for (step, _, _), n in counts.items() if step), default=0)
     groups = []
     for step in dict.fromkeys(step for r in runs for step in r.survey.steps):
         keys = {key for counts in per_run for key in counts if key[0] == step}
@@ -96,8 +96,8 @@ def reasons(runs: list[Measured]) -> list[dict[str, Any]]:
                 "reason": reason,
                 "explain": explain(reason),
                 "cells": [
-                    {"rows": counts[step, status, reason], "most": m, "of": r.survey.num_rows}
-                    for counts, m, r in zip(per_run, most, runs, strict=True)
+                    {"rows": counts[step, status, reason], "most": most, "of": r.survey.num_rows}
+                    for counts, r in zip(per_run, runs, strict=True)
                 ],
             }
             for _, status, reason in sorted(keys, key=lambda key: (-max(c[key] for c in per_run), key))
@@ -149,7 +149,9 @@ def sources(runs: list[Measured]) -> list[dict[str, Any]]:
         exported = export.summary.get("sources", {}) if export else {}
         lost = _by(r.survey, lambda key: (key[0], key[3]))
         steps = [step for step in r.survey.steps if any(by == step for _, by in lost)]
-        names = sorted({source for source, _, _, _ in r.survey.counts}, key=lambda name: (-r.survey.num(source=name), name))
+        names = sorted(
+            {source for source, _, _, _ in r.survey.counts}, key=lambda name: (-r.survey.num(source=name), name)
+        )
         rows: list[dict[str, Any]] = [
             {
                 "name": name,
@@ -182,6 +184,8 @@ def stages(runs: list[Measured]) -> list[dict[str, Any]]:
             elapsed = _seconds(stage, seen)
             num_rows = summary.get("rows")
             numbers = [num_rows, *(summary.get(status) for status in STATUSES)]
+            if not summary and stage is r.run.rows:
+                numbers = [r.survey.num_rows, *(r.survey.num(status) for status in STATUSES)]
             rate = f"{num_rows / elapsed:,.1f}" if num_rows and elapsed and stage.has_rows else "–"
             pools = summary.get("pools", {})
             tokens = [
@@ -219,8 +223,10 @@ def _by(survey: Survey, key: Any) -> Counter[Any]:
     return counts
 
 
-def _output_tokens(run: Run) -> int:
-    return sum(pool.get("output_tokens", 0) for stage in run.chain for pool in stage.summary.get("pools", {}).values())
+def _output_tokens(run: Run) -> str:
+    """Of finished stages: until then nobody has added them up."""
+    pools = [pool for stage in run.chain for pool in stage.summary.get("pools", {}).values()]
+    return _whole(sum(pool.get("output_tokens", 0) for pool in pools)) if pools else "–"
 
 
 def _elapsed(measured: Measured) -> float:

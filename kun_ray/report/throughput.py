@@ -7,6 +7,7 @@ were stopped can be compared with others.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import time
 from typing import Any, Final
@@ -58,7 +59,7 @@ def read_throughput(folder: Folder) -> Throughput | None:
         if first:
             restarts.append(before)
         seconds += [before + line["elapsed_s"] for line in part]
-        for line, following in zip(part, part[1:], strict=False):
+        for line, following in itertools.pairwise(part):
             if _lost_replica(line, following):
                 losses.append(before + following["elapsed_s"])
         began = time.strftime("%F %T", time.localtime(part[0].get("time", 0) - part[0]["elapsed_s"]))
@@ -86,7 +87,7 @@ def _thin(seconds: Array, curves: dict[str, Array]) -> tuple[Array, dict[str, Ar
         return seconds, curves
     first = np.arange(0, len(seconds), group)
     sizes = np.diff([*first, len(seconds)])
-    return tuple([np.add.reduceat(seconds, first) / sizes, {n: np.add.reduceat(c, first) / sizes for n, c in curves.items()}])  # type: ignore[return-value]
+    return (np.add.reduceat(seconds, first) / sizes, {n: np.add.reduceat(c, first) / sizes for n, c in curves.items()})  # type: ignore[return-value]
 
 
 def _lost_replica(line: dict[str, Any], following: dict[str, Any]) -> bool:
