@@ -38,7 +38,8 @@ QUESTION: Final = pa.schema(
 """A question as generate reads it: `source` is the benchmark, `text` the whole prompt, `key` the right option if published."""
 _RADICALS: Final = {code: unicodedata.normalize("NFKC", chr(code)) for code in (*range(0x2F00, 0x2FD6), 0x2E9F, 0x2EF3)}
 _SUPPLEMENT: Final = str.maketrans(
-    "⺠⺩⻁⻄⻅⻆⻉⻋⻑⻓⻔⻘⻙⻚⻛⻜⻝⻢⻣⻤⻥⻦⻧⻨⻩⻪⻬⻮⻰", "民王虎西见角贝车長长门青韦页风飞食马骨鬼鱼鸟卤麦黄黾齐齿龙"
+    "⺠⺩⻁⻄⻅⻆⻉⻋⻑⻓⻔⻘⻙⻚⻛⻜⻝⻢⻣⻤⻥⻦⻧⻨⻩⻪⻬⻮⻰",
+    "民王虎西见角贝车長长门青韦页风飞食马骨鬼鱼鸟卤麦黄黾齐齿龙",
 )
 """Characters of the CJK Radicals Supplement that stand for whole characters; NFKC leaves them (Unicode: EquivalentUnifiedIdeograph)."""
 
@@ -113,9 +114,9 @@ def read_benchmark(name: str, config: BenchmarkConfig) -> Benchmark:
         for info in filesystem.get_file_info(fs.FileSelector(f"{root}/{config.split}"))
         if info.is_file and info.base_name.endswith(end)
     }
-    require(len(found) > 0, f"benchmarks.{name}: {root}/{config.split} holds no file *{end}")
+    require(len(found) > 0, f"suites.{name}: {root}/{config.split} holds no file *{end}")
     lacking = sorted(set(config.subjects) - set(found))
-    require(not lacking, f"benchmarks.{name}.subjects: {root}/{config.split} has no {', '.join(lacking)}")
+    require(not lacking, f"suites.{name}.subjects: {root}/{config.split} has no {', '.join(lacking)}")
     chosen = config.subjects or sorted(found)
     questions = [q for one in chosen for q in _read_csv(filesystem, found[one], one)]
     examples = {}
@@ -190,7 +191,7 @@ def _root(name: str, config: BenchmarkConfig) -> tuple[fs.FileSystem, str]:
         if filesystem.get_file_info(f"{root}/{config.split}").type == fs.FileType.Directory:
             return filesystem, root
     raise ConfigError(
-        f"benchmarks.{name}.path: {config.path} has no folder {config.split}/ (nor data/{config.split}/): give the folder of "
+        f"suites.{name}.path: {config.path} has no folder {config.split}/ (nor data/{config.split}/): give the folder of "
         f"the unpacked {config.format} files, which holds dev/ and {config.split}/"
     )
 
@@ -202,7 +203,9 @@ def _read_csv(filesystem: fs.FileSystem, path: str, subject_id: str) -> list[Que
     for number, raw in enumerate(csv.DictReader(io.StringIO(text))):
         row = {(name or "").strip().lower(): value for name, value in raw.items() if isinstance(value, str)}
         if number == 0 and not {"question", "a", "b", "c", "d"} <= set(row):
-            raise ConfigError(f"{path} has the columns {', '.join(map(str, raw))}; expected question, A, B, C, D and answer")
+            raise ConfigError(
+                f"{path} has the columns {', '.join(map(str, raw))}; expected question, A, B, C, D and answer"
+            )
         clean = {name: unify_radicals(value).strip() for name, value in row.items()}
         options = tuple(clean.get(letter.lower(), "") for letter in LETTERS)
         id = row.get("id", row.get("", str(number)))

@@ -62,21 +62,21 @@ traditional_chinese_medicine 中医中药
 _CEVAL_HARD: Final = (
     "advanced_mathematics discrete_mathematics probability_and_statistics college_chemistry college_physics "
     "high_school_mathematics high_school_chemistry high_school_physics"
-).split()
+)
 _CHINA_SPECIFIC: Final = (
     "ancient_chinese chinese_civil_service_exam chinese_driving_rule chinese_food_culture chinese_foreign_policy "
     "chinese_history chinese_literature chinese_teacher_qualification construction_project_management elementary_chinese "
     "elementary_commonsense ethnology high_school_politics modern_chinese traditional_chinese_medicine"
-).split()
+)
 
 
-def _parse(listing: str, extra: str, members: list[str]) -> dict[str, Subject]:
+def _parse(listing: str, extra: str, members: str) -> dict[str, Subject]:
     found = {}
     for line in listing.replace(",\n", ", ").strip().splitlines():
         category, _, subjects = line.partition(": ")
         for entry in subjects.split(", "):
             id, name = entry.split()
-            found[id] = Subject(id, name, (category, *([extra] if id in members else [])))
+            found[id] = Subject(id, name, (category, *([extra] if id in members.split() else [])))
     return found
 
 
