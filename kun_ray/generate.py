@@ -27,7 +27,13 @@ from kun_ray.prompts import load_tokenizer
 from kun_ray.schema import OK, STATUSES, STEP_RESULTS
 from kun_ray.steps import StepsConfig, build_step
 
-NEEDS = {"perplexity": ["text"], "label": ["text"], "score": ["instruction"], "polish": ["text", "instruction"]}
+NEEDS = {
+    "perplexity": ["text"],
+    "label": ["text"],
+    "score": ["instruction"],
+    "polish": ["text", "instruction"],
+    "choose": ["text"],
+}
 """Columns that each step reads."""
 DECIDES_OUTPUT = (
     "dtype",

@@ -40,6 +40,7 @@ STEP_RESULTS: Final[dict[str, list[pa.Field]]] = {
     "label": [pa.field("instruction", pa.string())],
     "score": [pa.field("verdict", pa.string()), pa.field("score", pa.float32())],
     "polish": [pa.field("answer", pa.string())],
+    "choose": [pa.field("verdict", pa.string()), pa.field("logprobs", pa.list_(pa.float32()))],
 }
 """The columns that each step writes, besides its token counts and finish reason."""
 

@@ -1,4 +1,5 @@
 """The steps of Kun: perplexity, label, score, polish. Each is a value of one Step type, built from its configuration.
+`choose` (choose.py) is the evaluate stage's.
 
 A step knows its prompt, its sampling and how to read the reply; it never calls an engine itself (pool.py does).
 Source: Kun (arXiv 2401.06477) §3 and its published scripts; scoring a pair on a scale follows Humpback (arXiv 2308.06259).
@@ -15,11 +16,12 @@ from typing import Any
 from omegaconf import MISSING
 from transformers import PreTrainedTokenizerFast
 
+from kun_ray.choose import ChooseConfig, choose_prompt, parse_choose
 from kun_ray.config import one_of, require
 from kun_ray.prompts import Prompt, PromptConfig, build_prompt, choices
 from kun_ray.schema import FAILED, REJECTED
 
-STEPS = ("perplexity", "label", "score", "polish")
+STEPS = ("perplexity", "label", "score", "polish", "choose")
 
 
 @dataclasses.dataclass
@@ -145,6 +147,8 @@ class StepsConfig:
     """Instruction → verdict."""
     polish: PolishConfig | None = None
     """Instruction and text → answer."""
+    choose: ChooseConfig | None = None
+    """Text → one of some options."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,21 +192,16 @@ def build_step(name: str, config: StepsConfig, tokenizer: PreTrainedTokenizerFas
         return Step(name, Prompt(("text",), tokenizer), lambda reply: parse_perplexity(reply, limits))
     chosen = getattr(config, name)
     require(chosen is not None, f"a pool runs `{name}`, but steps.{name} is not configured")
-    if isinstance(chosen, LabelConfig):
-        return Step(
-            name, build_prompt(tokenizer, chosen.prompt), lambda reply: parse_label(reply, chosen), chosen.sampling
-        )
-    if isinstance(chosen, PolishConfig):
-        return Step(
-            name, build_prompt(tokenizer, chosen.prompt), lambda reply: parse_polish(reply, chosen), chosen.sampling
-        )
-    if chosen.mode == "generate":
-        return Step(
-            name, build_prompt(tokenizer, chosen.prompt), lambda reply: parse_verdict(reply, chosen), chosen.sampling
-        )
-    common, firsts = choices(tokenizer, chosen.candidates)
-    prompt = build_prompt(tokenizer, chosen.prompt, chosen.tag.split("{}")[0]).extended(common)
-    return Step(name, prompt, lambda reply: parse_choice(reply, chosen), candidates=tuple(firsts))
+    if isinstance(chosen, ChooseConfig):
+        prompt, firsts = choose_prompt(tokenizer, chosen)
+        return Step(name, prompt, lambda reply: parse_choose(reply, chosen), candidates=firsts)
+    if isinstance(chosen, ScoreConfig) and chosen.mode == "choose":
+        common, first_ids = choices(tokenizer, chosen.candidates)
+        prompt = build_prompt(tokenizer, chosen.prompt, chosen.tag.split("{}")[0]).extended(common)
+        return Step(name, prompt, lambda reply: parse_choice(reply, chosen), candidates=tuple(first_ids))
+    parse: dict[str, Callable[[Reply, Any], dict[str, Any]]]
+    parse = {"label": parse_label, "score": parse_verdict, "polish": parse_polish}
+    return Step(name, build_prompt(tokenizer, chosen.prompt), lambda reply: parse[name](reply, chosen), chosen.sampling)
 
 
 def parse_perplexity(reply: Reply, config: PerplexityConfig) -> dict[str, Any]:

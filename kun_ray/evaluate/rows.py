@@ -1,0 +1,81 @@
+"""Instruction data as rows, whatever holds them: a generate stage, an export in any of its formats, a jsonl file.
+
+contamination.py, pairwise.py and review.py read with it. It streams, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+import pyarrow.parquet as pq
+
+from kun_ray import store
+from kun_ray.config import ConfigError, KunError, without_credentials
+from kun_ray.schema import OK
+
+Row = dict[str, Any]
+"""`id`, `source`, and the columns that there are."""
+COLUMNS = ("doc_id", "source", "status", "instruction", "input", "output", "answer", "text")
+
+
+def read_rows(uri: str) -> Iterator[Row]:
+    """The rows of a finished generate stage that are ok, of an export (train, then valid), or of a jsonl file.
+
+    Raises:
+        ConfigError: it is none of these.
+        KunError: a stage is not finished, or a line is no JSON object.
+    """
+    folder = store.Folder(uri)
+    splits = [f"{place}/{split}" for place in ("parquet", "alpaca", "sharegpt") for split in ("train", "valid")]
+    if uri.endswith((".jsonl", ".json")) and folder.exists():
+        yield from _read_jsonl(folder, folder.path)
+    elif folder.exists() and folder.parts():
+        for path in store.require_complete(uri).parts():
+            yield from _read_parquet(folder, path)
+    elif found := [name for split in splits for name in (f"{split}.parquet", f"{split}.jsonl") if folder.exists(name)]:
+        for name in (name for name in found if name.split("/")[0] == found[0].split("/")[0]):
+            read = _read_parquet if name.endswith(".parquet") else _read_jsonl
+            yield from read(folder, folder.child(name))
+    else:
+        raise ConfigError(
+            f"{without_credentials(uri)} is neither a finished generate stage (part-*.parquet), nor an export (parquet/, alpaca/ "
+            "or sharegpt/), nor a .jsonl file"
+        )
+
+
+def reply(row: Row) -> str | None:
+    """A row's answer: `answer` in a stage, `output` in Alpaca, `response` elsewhere."""
+    return next((row[name] for name in ("answer", "output", "response") if row.get(name)), None)
+
+
+def instruction(row: Row) -> str | None:
+    """A row's instruction, with Alpaca's `input` below it."""
+    asked = row.get("instruction") or row.get("prompt")
+    return f"{asked}\n{row['input']}" if asked and row.get("input") else asked
+
+
+def _read_parquet(folder: store.Folder, path: str) -> Iterator[Row]:
+    with folder.filesystem.open_input_file(path) as file, pq.ParquetFile(file) as parquet:
+        names = [name for name in COLUMNS if name in parquet.schema_arrow.names]
+        for batch in parquet.iter_batches(batch_size=1024, columns=names):
+            for row in batch.to_pylist():
+                if row.pop("status", OK) == OK:
+                    yield {"id": row.pop("doc_id", ""), **row}
+
+
+def _read_jsonl(folder: store.Folder, path: str) -> Iterator[Row]:
+    with folder.filesystem.open_input_stream(path) as stream, io.BufferedReader(stream) as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = dict(orjson.loads(line))
+            except (ValueError, TypeError):
+                raise KunError(f"{path}, line {number}: not a JSON object; give one object a line") from None
+            turns = row.pop("conversations", None)
+            if turns:
+                row |= {"instruction": turns[0]["value"], "output": turns[-1]["value"]}
+            yield {"id": f"{path.rsplit('/', 1)[-1]}:{number}", "source": "", **row}

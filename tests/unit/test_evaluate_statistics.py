@@ -1,0 +1,80 @@
+"""Intervals, paired differences and agreement, against published values and first principles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kun_ray.evaluate.statistics import (
+    krippendorff_alpha,
+    macro_interval,
+    mean_interval,
+    paired_difference,
+    sign_test,
+    wilson,
+)
+
+_ = None
+FOUR_OBSERVERS = [
+    [1, 2, 3, 3, 2, 1, 4, 1, 2, _, _, _],
+    [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, _, 3],
+    [_, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, _],
+    [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, _],
+]
+"""Krippendorff (2011), example C: four observers, twelve units, gaps."""
+
+
+def test_alpha_equals_the_published_example():
+    assert krippendorff_alpha(FOUR_OBSERVERS) == pytest.approx(0.743, abs=5e-4)
+    assert krippendorff_alpha(FOUR_OBSERVERS, ordinal=True) == pytest.approx(0.815, abs=5e-4)
+
+
+def test_alpha_of_two_observers_with_two_categories_equals_the_published_example():
+    """Krippendorff (2011), example A: ten units, observed disagreement 4 of 10, α = 0.095."""
+    one = [0, 1, 0, 0, 0, 0, 0, 0, 1, 0]
+    two = [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]
+    assert krippendorff_alpha([one, two]) == pytest.approx(0.095, abs=5e-4)
+
+
+def test_alpha_at_its_ends():
+    assert krippendorff_alpha([[1, 2, 3, 1], [1, 2, 3, 1]]) == pytest.approx(1.0)
+    assert krippendorff_alpha([[0, 1] * 50, [1, 0] * 50]) == pytest.approx(-0.99)
+    assert krippendorff_alpha([[1, 1], [1, 1]]) is None  # no variation: nothing to agree about
+    assert krippendorff_alpha([[1, 2, None], [None, None, 2]]) is None  # no item was rated twice
+    near, far = [[1, 2, 3, 1], [2, 2, 3, 1]], [[1, 2, 3, 1], [3, 2, 3, 1]]
+    assert krippendorff_alpha(near, ordinal=True) > krippendorff_alpha(far, ordinal=True)
+
+
+def test_wilson_covers_what_it_says():
+    assert wilson(0, 5) == (pytest.approx(0.0, abs=1e-9), pytest.approx(0.4345, abs=1e-3))
+    low, high = wilson(50, 100)
+    assert (low, high) == (pytest.approx(0.4038, abs=1e-3), pytest.approx(0.5962, abs=1e-3))
+    assert wilson(0, 0) == (0.0, 1.0)
+    drawn = np.random.default_rng(0).binomial(40, 0.3, 2000)
+    covered = np.mean([low <= 0.3 <= high for low, high in map(lambda n: wilson(int(n), 40), drawn)])
+    assert 0.93 < covered < 0.975
+
+
+def test_the_macro_interval_is_about_the_mean_of_subjects_not_of_questions():
+    low, high = macro_interval([900, 5], [1000, 10])  # macro 0.70, micro 0.896
+    assert low < 0.70 < high and high < 0.88 and high - low > 0.2
+    assert macro_interval([90, 50], [100, 100]) == macro_interval([90, 50], [100, 100])
+
+
+def test_a_paired_difference_is_narrower_than_two_intervals_apart():
+    """Two models that agree on 940 of 1,000 questions: 40 only the first gets right, 20 only the second."""
+    found = paired_difference([40], [20], [1000])
+    low, high = found["micro"]["interval"]
+    assert found["micro"]["difference"] == pytest.approx(0.02)
+    assert 0.003 < low < 0.007 and 0.033 < high < 0.037  # ±1.96·√(60 − 20²/1000)/1000
+    assert found["p"] == pytest.approx(0.0135, abs=1e-3)
+    assert found["macro"] == found["micro"]
+    uneven = paired_difference([10, 0], [0, 10], [10, 1000])
+    assert uneven["macro"]["difference"] == pytest.approx((1 - 0.01) / 2) and uneven["micro"]["difference"] == 0
+    assert uneven["p"] == 1.0
+
+
+def test_sign_test_and_mean_interval():
+    assert sign_test(0, 0) == 1.0 and sign_test(8, 0) == pytest.approx(2 / 256)
+    low, high = mean_interval([0.0, 1.0] * 200)
+    assert low == pytest.approx(0.45, abs=0.012) and high == pytest.approx(0.55, abs=0.012)
