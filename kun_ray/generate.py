@@ -18,9 +18,10 @@ import ray.data
 from omegaconf import MISSING
 from transformers import AutoConfig
 
-from kun_ray import execution, models, placement, store
+from kun_ray import execution, lease, models, placement, store
 from kun_ray.config import ConfigError, KunError, RayConfig, require, to_dict
 from kun_ray.engine import check_engine_arguments, check_engine_installed
+from kun_ray.lease import LEASE_S
 from kun_ray.pool import DEFERRED, Pool, PoolConfig
 from kun_ray.progress import Monitor, duration, new_board
 from kun_ray.prompts import load_tokenizer
@@ -60,6 +61,8 @@ class GenerateConfig:
     """Rows that may wait between two pools."""
     stop_grace_s: float = 120.0
     """After Ctrl-C or SIGTERM, seconds for the rows in flight to finish."""
+    lease_s: float = LEASE_S
+    """A run that gave no sign of life for so many seconds counts as dead: another one may go on in its output."""
     ray: RayConfig = dataclasses.field(default_factory=RayConfig)
     """The Ray cluster."""
 
@@ -91,10 +94,14 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     for pool in config.pools.values():
         pool.chat_template = models.read_chat_template(pool.chat_template)
     preflight(config, source)
-    folder = store.open_stage(config.output, fingerprint(config, source), to_dict(config))
-    if folder.is_complete():
-        print(f"{config.output} is complete already; nothing to do")
-        return dict(folder.read_json(store.SUMMARY))
+    with lease.opened(config.output, fingerprint(config, source), to_dict(config), config.lease_s) as folder:
+        if folder.is_complete():
+            print(f"{config.output} is complete already; nothing to do")
+            return dict(folder.read_json(store.SUMMARY))
+        return _run(config, source, folder)
+
+
+def _run(config: GenerateConfig, source: store.Folder, folder: store.Folder) -> dict[str, Any]:
     num_gpus = sum(pool.replicas * pool.num_gpus() for pool in config.pools.values())
     execution.require_local_gpus(config.ray, num_gpus, f"{config.output}: {' + '.join(config.pools)}")
     execution.connect(config.ray, execution.local_cpus(sum(p.replicas * p.num_cpus for p in config.pools.values())))

@@ -23,11 +23,12 @@ import ray
 from omegaconf import MISSING
 from pyarrow import fs
 
-from kun_ray import cleaning, execution, models, quality, store
+from kun_ray import cleaning, execution, lease, models, quality, store
 from kun_ray.config import ConfigError, KunError, RayConfig, require, to_dict
-from kun_ray.corpora import CorporaDatasource, CorpusConfig, read_corpora
+from kun_ray.corpora import CorporaDatasource, CorpusConfig, CorpusFile, read_corpora
 from kun_ray.dedup import SIGNATURE_VERSION, DedupConfig, find_duplicates, signature_fields, signatures
 from kun_ray.filters import FilterConfig, build_filters, filter_texts
+from kun_ray.lease import LEASE_S
 from kun_ray.progress import Monitor, duration, new_board
 from kun_ray.prompts import count_tokens, load_tokenizer
 from kun_ray.schema import DOCUMENT, FAILED, OK, REJECTED, to_table
@@ -57,6 +58,8 @@ class PrepareConfig:
     """Rows that one filter task takes at a time."""
     rows_per_file: int = 20_000
     """Rows of one output file."""
+    lease_s: float = LEASE_S
+    """A run that gave no sign of life for so many seconds counts as dead: another one may go on in its output."""
     ray: RayConfig = dataclasses.field(default_factory=RayConfig)
     """The Ray cluster."""
 
@@ -84,10 +87,14 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     if config.filters.kenlm_path is not None:
         quality.perplexity("测试", config.filters.kenlm_path, config.filters.kenlm_units)
     listing = "\n".join(f"{corpus.name} {file.name} {file.size_bytes}" for corpus, file in files)
-    folder = store.open_stage(config.output, _fingerprint(config, listing), to_dict(config))
-    if folder.is_complete():
-        print(f"{config.output} is complete already; nothing to do")
-        return dict(folder.read_json(store.SUMMARY))
+    with lease.opened(config.output, _fingerprint(config, listing), to_dict(config), config.lease_s) as folder:
+        if folder.is_complete():
+            print(f"{config.output} is complete already; nothing to do")
+            return dict(folder.read_json(store.SUMMARY))
+        return _run(config, folder, files)
+
+
+def _run(config: PrepareConfig, folder: store.Folder, files: list[tuple[CorpusConfig, CorpusFile]]) -> dict[str, Any]:
     execution.connect(config.ray)
     execution.warn_if_not_shared([config.output, *(path for corpus in config.corpora for path in corpus.paths)])
 
