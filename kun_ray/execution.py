@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -19,7 +20,7 @@ from pyarrow import fs
 from ray.data.checkpoint import CheckpointConfig
 from ray.data.datasource import FilenameProvider
 
-from kun_ray.config import ConfigError, RayConfig
+from kun_ray.config import ConfigError, KunError, RayConfig
 from kun_ray.store import CHECKPOINT, SUBMITTED, Folder, is_local
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 PENDING = ".pending.parquet"
 """Ray Data's record of a write that has begun; it loses this suffix when the file is whole."""
+_KUN_ERROR = re.compile(r"^kun_ray\.config\.KunError: (.+)$", re.MULTILINE)
 LOCAL_MIN_CPUS = 4
 """Logical CPUs of a local Ray: reading, filtering and writing each want one beside the engines'."""
 
@@ -228,8 +230,15 @@ def local_cpus(needed: float) -> int:
 
 
 def root_cause(error: BaseException) -> str:
-    """The innermost message of an error that Ray has wrapped."""
-    while (inner := getattr(error, "cause", None) or error.__cause__) is not None and inner is not error:
+    """What a KunError said that Ray has wrapped; else the innermost message."""
+    found: list[str] = []
+    while True:
+        found += _KUN_ERROR.findall(str(error))
+        inner = getattr(error, "cause", None) or error.__cause__
+        if inner is None or inner is error:
+            break
         error = inner
+    if isinstance(error, KunError) or found:
+        return str(error) if isinstance(error, KunError) else found[-1]
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -128,9 +128,7 @@ def _write(
     """The files of an export, their proof and the card."""
     for name in _left(target):  # of an interrupted export: starting anew is cheap
         (target.filesystem.delete_dir if name in FORMATS else target.filesystem.delete_file)(target.child(name))
-    formats.write_rows(
-        source, target, splits, config.formats, config.reply, config.with_text_as_input, generate
-    )
+    formats.write_rows(source, target, splits, config.formats, config.reply, config.with_text_as_input, generate)
     summary["files"] = [
         formats.read_back(target, name, split)
         for name in config.formats
@@ -140,9 +138,7 @@ def _write(
     prove(summary)
     target.write_json("dataset_info.json", card.dataset_info(config.dataset_name, summary["files"]))
     settings = {key: fingerprint[key] for key in ("selection", "reply", "with_text_as_input", "valid_fraction")}
-    text = card.data_card(
-        config.dataset_name, config.licence, config.sources, settings, summary, generate
-    )
+    text = card.data_card(config.dataset_name, config.licence, config.sources, settings, summary, generate)
     target.write_text("README.md", text)
     target.finish(summary)
     print(f"{config.output}: written as {', '.join(config.formats)}, with README.md and dataset_info.json", flush=True)

@@ -19,14 +19,16 @@ from omegaconf import MISSING
 from transformers import AutoConfig
 
 from kun_ray import execution, lease, models, placement, store
+from kun_ray.board import new_board
 from kun_ray.config import ConfigError, KunError, RayConfig, require, to_dict
 from kun_ray.engine import check_engine_arguments, check_engine_installed
 from kun_ray.lease import LEASE_S
 from kun_ray.pool import DEFERRED, Pool, PoolConfig
-from kun_ray.progress import Monitor, duration, new_board
+from kun_ray.progress import Monitor, duration
 from kun_ray.prompts import load_tokenizer
 from kun_ray.schema import OK, STATUSES, STEP_RESULTS
 from kun_ray.steps import StepsConfig, build_step
+from kun_ray.suspects import SUSPECTS
 
 NEEDS = {"perplexity": ["text"], "label": ["text"], "score": ["instruction"], "polish": ["text", "instruction"]}
 """Columns that each step reads."""
@@ -114,7 +116,7 @@ def _run(config: GenerateConfig, source: store.Folder, folder: store.Folder) -> 
     execution.configure(folder, max_waiting_rows=config.max_waiting_rows)
     num_rows, num_before = source.dataset().count_rows(), count_written(folder)
     num_ok = source.dataset().count_rows(filter=pc.field("status") == OK)
-    board = new_board()
+    board = new_board(folder.uri)
     names = list(config.pools)
     with (
         execution.stopping(lambda: ray.get(board.request_stop.remote(names[:1])), config.stop_grace_s) as stopped,
@@ -140,6 +142,8 @@ def _run(config: GenerateConfig, source: store.Folder, folder: store.Folder) -> 
         "pools": monitor.totals(),
     }
     folder.finish(summary)
+    if folder.exists(SUSPECTS):
+        folder.filesystem.delete_file(folder.child(SUSPECTS))
     print(
         f"{counts['rows']:,} rows: {counts[OK]:,} ok, {counts['rejected']:,} rejected, {counts['failed']:,} failed, in {duration(elapsed)}"
     )

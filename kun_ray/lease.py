@@ -144,7 +144,11 @@ def read(folder: Folder) -> dict[str, Any] | None:
 
 
 def _is_alive(holder: dict[str, Any], lease_s: float) -> bool:
-    if holder["host"] == socket.gethostname() and holder.get("born") is not None and _born(holder["pid"]) != holder["born"]:
+    if (
+        holder["host"] == socket.gethostname()
+        and holder.get("born") is not None
+        and _born(holder["pid"]) != holder["born"]
+    ):
         return False
     return bool(time.time() - holder["renewed"] < lease_s)
 

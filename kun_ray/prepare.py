@@ -24,12 +24,13 @@ from omegaconf import MISSING
 from pyarrow import fs
 
 from kun_ray import cleaning, execution, lease, models, quality, store
+from kun_ray.board import new_board
 from kun_ray.config import ConfigError, KunError, RayConfig, require, to_dict
 from kun_ray.corpora import CorporaDatasource, CorpusConfig, CorpusFile, read_corpora
 from kun_ray.dedup import SIGNATURE_VERSION, DedupConfig, find_duplicates, signature_fields, signatures
 from kun_ray.filters import FilterConfig, build_filters, filter_texts
 from kun_ray.lease import LEASE_S
-from kun_ray.progress import Monitor, duration, new_board
+from kun_ray.progress import Monitor, duration
 from kun_ray.prompts import count_tokens, load_tokenizer
 from kun_ray.schema import DOCUMENT, FAILED, OK, REJECTED, to_table
 

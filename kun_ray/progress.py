@@ -1,7 +1,6 @@
 """What a run shows while it runs: counters from every replica → bars in a terminal, lines in a log, metrics.jsonl.
 
-Replicas push their counters to one Board actor each second and learn from its answer whether the run is to stop. The
-driver's Monitor thread reads the Board. Neither ever touches rows.
+The driver's Monitor thread reads the Board (board.py). It never touches rows.
 """
 
 from __future__ import annotations
@@ -18,52 +17,9 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from kun_ray.board import Counters
 from kun_ray.schema import FAILED, OK, REJECTED
 from kun_ray.store import Folder
-
-SILENT_S = 15.0
-"""A replica that has not reported for so long is taken for dead; living ones report each second."""
-Counters = dict[str, float]
-"""One replica's totals since it started: `rows`, `ok`, `rejected`, `failed`, `deferred`, `prompt_tokens`,
-`output_tokens`, `in_flight` (now), `load_s`."""
-
-
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-class Board:
-    """Holds the newest counters of every replica and the wish to stop. A restarted replica counts anew, as another one."""
-
-    def __init__(self) -> None:
-        self._replicas: dict[str, dict[str, Counters]] = collections.defaultdict(dict)
-        self._heard: dict[tuple[str, str], float] = {}
-        self._stopped: set[str] = set()
-
-    def report(self, pool: str, replica: str, counters: Counters) -> bool:
-        """Stores one replica's counters; the answer is whether it should take no more rows."""
-        self._replicas[pool][replica] = {**counters, "alive": 1}
-        self._heard[pool, replica] = time.monotonic()
-        return pool in self._stopped
-
-    def add(self, pool: str, counters: Counters) -> None:
-        """Adds to the totals of a stage that runs as tasks, which have no replicas."""
-        totals = self._replicas[pool].setdefault("tasks", {})
-        for name, value in counters.items():
-            totals[name] = totals.get(name, 0) + value
-
-    def request_stop(self, pools: list[str]) -> None:
-        """From now on the replicas of these pools start no more rows."""
-        self._stopped |= set(pools)
-
-    def snapshot(self) -> dict[str, dict[str, Counters]]:
-        """Pool → replica → counters; of a replica that has been silent, only what it did counts."""
-        for (pool, replica), heard in self._heard.items():
-            if time.monotonic() - heard > SILENT_S:
-                self._replicas[pool][replica] |= {"alive": 0, "in_flight": 0}
-        return dict(self._replicas)
-
-
-def new_board() -> Any:
-    """Starts a Board and returns its handle."""
-    return Board.remote()  # type: ignore[attr-defined]
 
 
 class Monitor:

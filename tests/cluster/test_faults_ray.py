@@ -6,6 +6,7 @@ import collections
 import os
 import random
 import signal
+from pathlib import Path
 
 import fake
 import pytest
@@ -94,6 +95,47 @@ def test_dead_engines_and_processes_are_replaced(cluster, documents, chain):
     assert len({event["engine"] for event in events}) >= 2 + len(marks)
     for row in job.rows():
         assert row["answer"].startswith(row["text"][:6]) and row["instruction"][3:9] == row["text"][:6]
+
+
+def test_rows_that_kill_engines_are_quarantined_and_their_neighbours_live(cluster, documents, chain):
+    """One kills the whole process, one only the engine, each time; both with others inside, and then alone."""
+    source = documents(120, marks={40: "crash", 90: "fatal"})
+    job = chain(source, {"all": ["label", "score", "polish"]}, service_s=(0.05, 0.15))
+    summary = generate(job.config())
+
+    assert ids(job.folder()) == ids(source)
+    assert summary["ok"] == 118 and summary["reasons"] == {"failed/quarantined": 2}
+    assert [row["title"] for row in job.rows() if row["status"] == "failed"] == ["40", "90"]
+    assert all(row["text"] is None for row in job.rows() if row["status"] == "failed")
+    killers = [e for e in fake.read_journal(job.plan) if e["event"] == "start" and e["row"] in (40, 90)]
+    assert sorted(event["row"] for event in killers) == [40, 40, 90, 90]
+    assert [killers[n]["in_flight"] for n in (1, 3)] == [1, 1] or killers[-1]["in_flight"] == 1
+    assert summary["pools"]["all"]["restarts"] in (3, 4)  # both may be inside at one death
+    assert not job.folder().exists("_suspects.json")
+
+
+def test_an_engine_that_hangs_is_replaced(cluster, documents, chain):
+    source = documents(60, marks={30: "hang"})
+    job = chain(source, {"label": ["label"]})
+    summary = generate(job.config("pools.label.hang_timeout_s=3"))
+    assert ids(job.folder()) == ids(source) and summary["ok"] == 60
+    assert (summary["pools"]["label"]["restarts"], summary["pools"]["label"]["hangs"]) == (1, 1)
+
+
+def test_an_engine_that_fails_at_everything_ends_the_run(cluster, documents, chain):
+    source = documents(100, marks=dict.fromkeys(range(100), "error"))
+    job = chain(source, {"label": ["label"]})
+    with pytest.raises(
+        KunError,
+        match=r"pool label, step label: the first 20 requests all failed; the last error: ValueError: row \d+ cannot be served",
+    ):
+        generate(job.config())
+    assert count_written(job.folder()) == 0 and not job.folder().is_complete()
+
+    chain(source, {"label": ["label"]}, start_error="CUDA out of memory")
+    with pytest.raises(KunError, match=r"pool label: its engine cannot start: RuntimeError: CUDA out of memory"):
+        generate(job.config())
+    assert len(list(Path(job.plan.journal).glob("started-*"))) == 3
 
 
 def test_a_run_that_died_around_a_write_continues(cluster, documents, chain):

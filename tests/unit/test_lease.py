@@ -112,9 +112,12 @@ def test_where_files_can_only_be_copied(tmp_path: Path, monkeypatch: pytest.Monk
     """As on S3, through pyarrow's own interface."""
     object_store = fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem("file", auto_mkdir=True)))
     monkeypatch.setattr(store, "resolve", lambda uri: (object_store, str(tmp_path)))
-    with lease.opened("s3://bucket/run", FINGERPRINT, {}, 60.0):
-        with pytest.raises(KunError, match="s3://bucket/run is in use"):
-            lease.opened("s3://bucket/run", FINGERPRINT, {}, 60.0).__enter__()
+    again = lease.opened("s3://bucket/run", FINGERPRINT, {}, 60.0)
+    with (
+        lease.opened("s3://bucket/run", FINGERPRINT, {}, 60.0),
+        pytest.raises(KunError, match="s3://bucket/run is in use"),
+    ):
+        again.__enter__()
     assert os.listdir(tmp_path) == ["manifest.json"]
 
 
