@@ -29,18 +29,21 @@ LEASE_S = 60.0
 
 
 @contextlib.contextmanager
-def opened(uri: str, fingerprint: dict[str, Any], config: dict[str, Any], lease_s: float) -> Iterator[Folder]:
+def opened(
+    uri: str, fingerprint: dict[str, Any], config: dict[str, Any], lease_s: float, reopen: bool = False
+) -> Iterator[Folder]:
     """`store.open_stage`, and unless the stage is complete, held by this run alone until the end of the block.
 
     Args:
         uri, fingerprint, config: as for open_stage.
         lease_s: seconds without a sign of life after which the holder counts as dead. A holder on this very host whose
             process is gone counts as dead at once.
+        reopen: whether a complete stage is held as well, since rows of it will be replaced.
     Raises:
         KunError: as open_stage; another run holds the folder, or has taken it while this one was cut off from it.
     """
     folder = open_stage(uri, fingerprint, config)
-    if folder.is_complete():
+    if folder.is_complete() and not reopen:
         yield folder
         return
     lease = _Lease(folder, lease_s)

@@ -30,6 +30,7 @@ from kun_ray.corpora import CorporaDatasource, CorpusConfig, CorpusFile, read_co
 from kun_ray.dedup import SIGNATURE_VERSION, DedupConfig, find_duplicates, signature_fields, signatures
 from kun_ray.filters import FilterConfig, build_filters, filter_texts
 from kun_ray.lease import LEASE_S
+from kun_ray.ledger import count_statuses
 from kun_ray.progress import Monitor, duration
 from kun_ray.prompts import count_tokens, load_tokenizer
 from kun_ray.schema import DOCUMENT, FAILED, OK, REJECTED, to_table
@@ -163,7 +164,9 @@ def _clean(config: PrepareConfig, clean: store.Folder) -> int:
         clean.filesystem.create_dir(clean.path, recursive=True)
         board = new_board()
         execution.configure(clean)
-        monitor = Monitor(board, store.Folder(config.output), ["filter"], None, _count(clean), config.ray.log_every_s)
+        monitor = Monitor(
+            board, store.Folder(config.output), ["filter"], None, count_statuses(clean), config.ray.log_every_s
+        )
         with monitor:
             documents = read_corpora(config.corpora, config.read_tasks).map_batches(
                 clean_batch,
