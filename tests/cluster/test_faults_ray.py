@@ -6,6 +6,7 @@ import collections
 import os
 import random
 import signal
+import time
 from pathlib import Path
 
 import fake
@@ -78,6 +79,41 @@ def test_ctrl_c_and_sigterm_end_a_run_that_can_go_on(cluster, documents, chain, 
     job = chain(source)
     assert generate(job.config())["rows"] == 240
     assert ids(job.folder()) == ids(source)
+
+
+def test_twenty_kills_lose_nothing_and_double_nothing(cluster, documents, chain, tmp_path):
+    """SIGKILL of the driver at twenty random moments, from before the first row to the last file; then one run to the end."""
+    source = documents(600)
+    job = chain(source, {"all": ["label", "score", "polish"]}, service_s=(0.0, 0.05))
+    for kill in range(20):
+        before, process = num_ended(job), job.start(tmp_path / "log", address())
+        try:
+            if kill % 2:
+                time.sleep(random.uniform(0.1, 5.0))
+            else:
+                more = random.randint(1, 150)
+                wait_until(lambda: num_ended(job) > before + more or process.poll() is not None, f"{more} calls")  # noqa: B023
+            assert process.poll() in (None, 0), (tmp_path / "log").read_text()
+        finally:
+            kill_session(process)
+    summary = generate(job.config())
+    assert ids(job.folder()) == ids(source) and summary["ok"] == 600
+    assert summary["rows"] == summary["rows_in"] == 600 and summary["duplicates"] == 0
+    pool = job.config().pools["all"]
+    check_redone(
+        job, summary, 20 * (pool.num_concurrent_blocks() * pool.rows_per_block + 2 * job.config().rows_per_file)
+    )
+
+
+def check_redone(job, summary, most_rows: int) -> None:
+    """The journal knows every call that ended; all but the one of each row are redone, and no more than were under way."""
+    calls = num_ended(job)
+    assert calls <= 3 * (600 + most_rows)
+    tokens = sum(7 if e["step"] != "score" else 1 for e in fake.read_journal(job.plan) if e["event"] == "end")
+    assert summary["useful_output_tokens"] == 600 * (7 + 1 + 7)
+    assert summary["useful_output_tokens"] <= summary["output_tokens"] <= tokens
+    assert summary["tokens_redone"] == summary["output_tokens"] - summary["useful_output_tokens"]
+    assert summary["goodput"] == pytest.approx(summary["useful_output_tokens"] / summary["output_tokens"], abs=1e-3)
 
 
 def test_dead_engines_and_processes_are_replaced(cluster, documents, chain):
