@@ -4,6 +4,7 @@ Workers import this module by name, so `tests/cluster` is on their PYTHONPATH (c
 Replies depend on the prompt alone. A row's text may hold one of these marks.
   In label: 〔exit〕 the process dies on the first call   〔dead〕 the engine dies on the first call   〔error〕 every call raises
             〔crash〕 the process dies on every call   〔fatal〕 the engine dies on every call   〔hang〕 no answer on the first call
+            〔flaky〕 the first call raises
             〔empty〕 empty reply   〔cut〕 reply cut by max_tokens   〔void〕 a reply without its text
   In score: 〔bad〕 verdict 差   〔nothing〕 no candidate has a log-probability   〔slow〕 takes Plan.slow_s
 """
@@ -28,7 +29,7 @@ from kun_ray.prompts import load_tokenizer
 from kun_ray.steps import Reply
 
 IN_SCORE = ("bad", "nothing", "slow")
-MARKS = ("exit", "dead", "error", "crash", "fatal", "hang", "empty", "cut", "void", *IN_SCORE)
+MARKS = ("exit", "dead", "error", "crash", "fatal", "hang", "flaky", "empty", "cut", "void", *IN_SCORE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +113,8 @@ class FakeEngine:
                     raise EngineDead(f"row {row} killed it")
                 if "hang" in marks and self._first(f"hang-{row}"):
                     await asyncio.sleep(3600)
+                if "flaky" in marks and self._first(f"flaky-{row}"):
+                    raise ValueError(f"row {row} is out of luck")
                 if "error" in marks:
                     raise ValueError(f"row {row} cannot be served")
             low, high = self._plan.by_step_s.get(step, self._plan.service_s)
@@ -131,6 +134,7 @@ class FakeEngine:
 
     def _note(self, step: str, row: int, event: str) -> None:
         note = {"t": time.monotonic(), "step": step, "row": row, "event": event, "in_flight": self._in_flight}
+        note["pid"] = os.getpid()
         self._journal.write(json.dumps(note) + "\n")
 
 

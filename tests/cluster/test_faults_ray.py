@@ -6,6 +6,7 @@ import collections
 import os
 import random
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -174,6 +175,38 @@ def test_an_engine_that_fails_at_everything_ends_the_run(cluster, documents, cha
     assert len(list(Path(job.plan.journal).glob("started-*"))) == 3
 
 
+def test_failed_rows_run_again_and_replace_the_failed_ones(cluster, documents, chain, tmp_path):
+    source = documents(120, marks={5: "flaky", 50: "flaky", 51: "error"})
+    job = chain(source, {"label": ["label"]})
+    first = generate(job.config())
+    assert first["reasons"] == {"failed/engine_error": 3}
+    calls = num_ended(job)
+    again = generate(job.config("retry=failed"))
+    assert ids(job.folder()) == ids(source)
+    assert (again["ok"], again["failed"], again["rows"]) == (119, 1, 120)
+    assert num_ended(job) == calls + 3 and again["runs"] == 2
+    assert [row["title"] for row in job.rows() if row["status"] == "failed"] == ["51"]
+    assert generate(job.config()) == again, "without `retry` there is nothing to do"
+
+
+def test_a_killed_actor_is_replaced_and_blames_nobody(cluster, documents, chain):
+    """SIGKILL from outside, with rows inside: they run again, alone, and pass."""
+    source = documents(200)
+    job = chain(source, {"label": ["label"]}, service_s=(0.1, 0.3))
+
+    def kill_one() -> None:
+        wait_until(lambda: num_ended(job) > 40, "calls")
+        os.kill(fake.read_journal(job.plan)[-1]["pid"], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    summary = generate(job.config())
+    killer.join()
+    assert summary["ok"] == 200 and ids(job.folder()) == ids(source)
+    assert summary["restarts"] == 1 and summary["hangs"] == 0
+    assert 0 <= summary["tokens_redone"] <= 7 * 200
+
+
 def test_a_run_that_died_around_a_write_continues(cluster, documents, chain):
     source = documents(60)
     job = chain(source, {"label": ["label"]})
@@ -182,7 +215,7 @@ def test_a_run_that_died_around_a_write_continues(cluster, documents, chain):
     assert [table.num_rows for table in map(_read, folder.parts())] == [32, 28]
     calls = num_ended(job)
 
-    folder.filesystem.delete_file(folder.child("_SUCCESS"))  # died after the last write
+    folder.filesystem.delete_file(folder.child("_SUCCESS"))  # died after the last write: no engine is needed
     assert generate(job.config())["reasons"] == summary["reasons"]
     assert ids(folder) == ids(source) and num_ended(job) == calls
 
