@@ -6,7 +6,7 @@ READY := $(VENV)/.ready-cpu
 VENV_GPU := .venv-gpu
 READY_GPU := $(VENV_GPU)/.ready
 
-.PHONY: help venv gpu demo smoke-gpu corpora test lint clean
+.PHONY: help venv gpu demo smoke-gpu corpora test soak lint clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ test: $(READY)   ## all tests; each folder in a process of its own, for each has
 	$(PY) -m pytest tests/unit
 	$(PY) -m pytest tests/cluster
 	$(PY) -m pytest tests/real
+
+soak: $(READY)   ## hours: 200 random kills over 100,000 rows, 20 of real vLLM: bench/results/soak.json
+	$(PY) bench/soak.py
 
 lint: $(READY)   ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -31,11 +31,11 @@ from shapes import SHAPES, card_limits, save_shape, texts
 
 import kun_ray.generate as stage
 from kun_ray import execution
+from kun_ray.board import new_board
 from kun_ray.config import RayConfig, load
 from kun_ray.engine import Engine, VllmEngine, engine_arguments, environment
 from kun_ray.generate import GenerateConfig, build_dataset
 from kun_ray.pool import Pool, PoolConfig
-from kun_ray.progress import new_board
 from kun_ray.prompts import build_prompt, load_tokenizer
 from kun_ray.schema import DOCUMENT, OK, to_table
 

@@ -12,8 +12,10 @@ import difflib
 import importlib.util
 import logging
 import math
+import multiprocessing
 import os
 import sys
+import time
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +23,7 @@ from typing import Any, Protocol
 from omegaconf import MISSING
 
 from kun_ray.config import ConfigError, one_of, require
+from kun_ray.lastwords import Tail
 from kun_ray.steps import Reply, Sampling
 
 OWN_FIELDS = (
@@ -87,6 +90,11 @@ class Engine(Protocol):
     """What a pool needs of an engine. Prompts are token ids, shape [prompt length]; `adapter` is a LoRA adapter's folder."""
 
     max_model_len: int
+    num_events: int
+    """Signs of life so far. While requests are inside and the engine works, it grows."""
+
+    def kill(self) -> None:
+        """Ends the engine's processes at once, whatever they do."""
 
     async def generate(self, prompt: list[int], sampling: Sampling, adapter: str | None = None) -> Reply:
         """Decodes a reply. Raises EngineDead."""
@@ -106,22 +114,30 @@ class VllmEngine:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(config, model_path)))
+        self._tail = Tail()
+        try:
+            with self._tail.listening():
+                self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(config, model_path)))
+        except Exception as error:
+            time.sleep(0.5)  # the last lines are still in the pipe
+            raise RuntimeError(self._tail.cause() or f"{type(error).__name__}: {error}") from error
         self._stop_token_ids = stop_token_ids
         self._adapters: dict[str, int] = {}
         self._num_requests = 0
         self._num_running = 0
+        self.num_events = 0
         for name in ("vllm.v1.engine.async_llm", "vllm.v1.engine.core_client"):
             logging.getLogger(name).addFilter(lambda record: self._num_running > 0)  # an idle engine's end is no news
         self.max_model_len: int = self._llm.model_config.max_model_len
 
     async def generate(self, prompt: list[int], sampling: Sampling, adapter: str | None = None) -> Reply:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         params = SamplingParams(
             **dataclasses.asdict(sampling),
             stop_token_ids=self._stop_token_ids,
-            output_kind=_final_only(),
+            output_kind=RequestOutputKind.CUMULATIVE,  # at `stream_interval`, as a sign of life
         )
         output = await self._request(prompt, params, adapter)
         completion = output.outputs[0]
@@ -155,6 +171,10 @@ class VllmEngine:
         measured = math.exp(min(-sum(logprobs) / len(logprobs), 700.0)) if logprobs else None
         return Reply(len(prompt), 0, "measured", perplexity=measured, logprobs=tuple(logprobs))
 
+    def kill(self) -> None:
+        for child in multiprocessing.active_children():  # a core that hangs heeds no SIGTERM
+            child.kill()
+
     def shutdown(self) -> None:
         """Ends the engine's processes."""
         self._llm.shutdown()
@@ -179,8 +199,11 @@ class VllmEngine:
                 {"prompt_token_ids": prompt}, params, str(self._num_requests), lora_request=self._adapter(adapter)
             ):
                 result = output
+                self.num_events += 1
         except EngineDeadError as error:
-            raise EngineDead(str(error)) from error
+            raise EngineDead(
+                self._tail.cause() or "its core ended without a word (killed, or out of memory?)"
+            ) from error
         finally:
             self._num_running -= 1
         return result
@@ -198,6 +221,7 @@ def engine_arguments(config: EngineConfig, model_path: str) -> dict[str, Any]:
         "enable_log_requests": False,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
+        "stream_interval": 64,  # tokens between two outputs of a request: enough for `num_events`, and almost free
     }
     if config.accelerator == "cpu":
         arguments |= {"enforce_eager": True}  # torch.compile of a tiny model takes 117 s instead of 23 s on two cores

@@ -6,9 +6,11 @@ import contextlib
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ from pyarrow import fs
 from ray.data.checkpoint import CheckpointConfig
 from ray.data.datasource import FilenameProvider
 
-from kun_ray.config import ConfigError, RayConfig
+from kun_ray.config import ConfigError, KunError, RayConfig, without_credentials
 from kun_ray.store import CHECKPOINT, SUBMITTED, Folder, is_local
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 PENDING = ".pending.parquet"
 """Ray Data's record of a write that has begun; it loses this suffix when the file is whole."""
+_KUN_ERROR = re.compile(r"^kun_ray\.config\.KunError: (.+)$", re.MULTILINE)
 LOCAL_MIN_CPUS = 4
 """Logical CPUs of a local Ray: reading, filtering and writing each want one beside the engines'."""
 
@@ -131,17 +134,35 @@ def drop_unfinished(folder: Folder) -> None:
     """Deletes files whose write was cut off by a kill: they may be half a file, and their rows run again.
 
     Ray Data does so too, but only once it runs, when readers have stumbled over half a file; and it may delete the
-    record of a write before the file, so that a second kill would leave rows twice.
+    record of a write before the file, so that a second kill would leave rows twice. A worker that outlives its driver
+    for a moment may even write its file when that record is gone: files without any record go as well.
+
+    Raises:
+        KunError: there are files, but no record of any: somebody has deleted them.
     """
     filesystem, parts = folder.filesystem, folder.parts()
     records = filesystem.get_file_info(fs.FileSelector(folder.child(CHECKPOINT), allow_not_found=True))
     by_name = {record.base_name: record.path for record in records}
+    if parts and not by_name:
+        raise KunError(
+            f"{without_credentials(folder.uri)} holds {len(parts)} parts, but its {CHECKPOINT} is gone, which says whose rows "
+            "they are: put it back, or move the parts away and run the same command again"
+        )
+    known = {name.removesuffix(".parquet") for name in by_name if not name.endswith(PENDING)}
     for name in [name for name in by_name if name.endswith(PENDING)]:
         written = name.removesuffix(PENDING)
-        unfinished = [path for path in parts if path.rsplit("/", 1)[-1].startswith((f"{written}-", f"{written}."))]
+        unfinished = [path for path in parts if _is_part_of(path, written)]
         repeated = [by_name[other] for other in (f"{written}.parquet",) if other in by_name]
         for path in [*unfinished, *repeated, by_name[name]]:  # the record last: a kill in between changes nothing
             filesystem.delete_file(path)
+    for path in folder.parts():
+        name = path.rsplit("/", 1)[-1].removesuffix(".parquet")
+        if name not in known and name.rpartition("-")[0] not in known:
+            filesystem.delete_file(path)
+
+
+def _is_part_of(path: str, written: str) -> bool:
+    return path.rsplit("/", 1)[-1].startswith((f"{written}-", f"{written}."))
 
 
 def write(dataset: ray.data.Dataset, folder: Folder, rows_per_file: int) -> None:
@@ -190,7 +211,7 @@ class RowBackpressure:
 def stopping(on_stop: Callable[[], None], grace_s: float) -> Iterator[threading.Event]:
     """Turns Ctrl-C and SIGTERM into a clean end.
 
-    The first signal calls `on_stop` (from a thread) and sets the yielded event: the run takes no new rows and finishes
+    The first signal calls `on_stop` each second (from a thread; a Board that Ray has restarted knows nothing) and sets the yielded event: the run takes no new rows and finishes
     those in flight. A second signal, or `grace_s` seconds, raises KeyboardInterrupt in the main thread.
     """
     asked, ended = threading.Event(), threading.Event()
@@ -209,11 +230,12 @@ def stopping(on_stop: Callable[[], None], grace_s: float) -> Iterator[threading.
         while not asked.wait(0.2):
             if ended.is_set():
                 return
-        try:
+        deadline = time.monotonic() + grace_s
+        while time.monotonic() < deadline:
             on_stop()
-        finally:
-            if not ended.wait(grace_s):
-                signal.raise_signal(signal.SIGINT)
+            if ended.wait(min(1.0, grace_s)):
+                return
+        signal.raise_signal(signal.SIGINT)
 
     before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
     threading.Thread(target=watch, name="stop", daemon=True).start()
@@ -231,8 +253,15 @@ def local_cpus(needed: float) -> int:
 
 
 def root_cause(error: BaseException) -> str:
-    """The innermost message of an error that Ray has wrapped."""
-    while (inner := getattr(error, "cause", None) or error.__cause__) is not None and inner is not error:
+    """What a KunError said that Ray has wrapped; else the innermost message."""
+    found: list[str] = []
+    while True:
+        found += _KUN_ERROR.findall(str(error))
+        inner = getattr(error, "cause", None) or error.__cause__
+        if inner is None or inner is error:
+            break
         error = inner
+    if isinstance(error, KunError) or found:
+        return str(error) if isinstance(error, KunError) else found[-1]
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -13,10 +13,11 @@ from typing import Any, Final
 import numpy as np
 from omegaconf import MISSING
 
-from kun_ray import card, formats, selection
+from kun_ray import card, formats, lease, selection
 from kun_ray.card import SourceConfig
 from kun_ray.config import ConfigError, KunError, one_of, require, to_dict
 from kun_ray.formats import FORMATS
+from kun_ray.lease import LEASE_S
 from kun_ray.schema import STATUSES
 from kun_ray.selection import SelectionConfig
 from kun_ray.store import MANIFEST, SUMMARY, Folder, input_fingerprint, open_stage, require_complete
@@ -48,6 +49,8 @@ class ExportConfig:
     """Licence of the dataset itself in the card's header, as a Hugging Face identifier such as `cc-by-nc-4.0`."""
     sources: dict[str, SourceConfig] = dataclasses.field(default_factory=dict)
     """Full name and licence of each source, for the data card."""
+    lease_s: float = LEASE_S
+    """A run that gave no sign of life for so many seconds counts as dead: another one may go on in its output."""
 
     def __post_init__(self) -> None:
         for name in self.formats:
@@ -86,7 +89,7 @@ def export(config: ExportConfig) -> None:
         "input_data": input_fingerprint(source),
         "generate": formats.digest(manifest["fingerprint"]),
     }
-    for place in ("input", "output"):
+    for place in ("input", "output", "lease_s"):
         del fingerprint[place]
     if Folder(config.output).is_complete():
         summary = open_stage(config.output, fingerprint, to_dict(config)).read_json(SUMMARY)
@@ -106,10 +109,26 @@ def export(config: ExportConfig) -> None:
     chosen = f"{summary['train']:,} train and {summary['valid']:,} valid rows chosen"
     print(f"{config.input}: {rows.num_rows:,} rows read, {chosen}", flush=True)
 
-    target = _fresh(config.output, fingerprint, to_dict(config))
-    formats.write_rows(
-        source, target, splits, config.formats, config.reply, config.with_text_as_input, manifest["fingerprint"]
-    )
+    _refuse_foreign(config.output)
+    with lease.opened(config.output, fingerprint, to_dict(config), config.lease_s) as target:
+        if target.is_complete():  # another run of this very export ended just now
+            return
+        _write(config, source, target, splits, summary, fingerprint, manifest["fingerprint"])
+
+
+def _write(
+    config: ExportConfig,
+    source: Folder,
+    target: Folder,
+    splits: selection.Array,
+    summary: dict[str, Any],
+    fingerprint: dict[str, Any],
+    generate: dict[str, Any],
+) -> None:
+    """The files of an export, their proof and the card."""
+    for name in _left(target):  # of an interrupted export: starting anew is cheap
+        (target.filesystem.delete_dir if name in FORMATS else target.filesystem.delete_file)(target.child(name))
+    formats.write_rows(source, target, splits, config.formats, config.reply, config.with_text_as_input, generate)
     summary["files"] = [
         formats.read_back(target, name, split)
         for name in config.formats
@@ -119,9 +138,7 @@ def export(config: ExportConfig) -> None:
     prove(summary)
     target.write_json("dataset_info.json", card.dataset_info(config.dataset_name, summary["files"]))
     settings = {key: fingerprint[key] for key in ("selection", "reply", "with_text_as_input", "valid_fraction")}
-    text = card.data_card(
-        config.dataset_name, config.licence, config.sources, settings, summary, manifest["fingerprint"]
-    )
+    text = card.data_card(config.dataset_name, config.licence, config.sources, settings, summary, generate)
     target.write_text("README.md", text)
     target.finish(summary)
     print(f"{config.output}: written as {', '.join(config.formats)}, with README.md and dataset_info.json", flush=True)
@@ -214,13 +231,11 @@ def _require_rows(config: ExportConfig, rows: selection.Scan, summary: dict[str,
     )
 
 
-def _fresh(uri: str, fingerprint: dict[str, Any], config: dict[str, Any]) -> Folder:
-    """The output folder, without what an interrupted export left in it: starting anew is cheap."""
-    folder = Folder(uri)
-    found = [name for name in _OWN_FILES if folder.exists(name)]
-    if found and not folder.exists(MANIFEST):
+def _left(folder: Folder) -> list[str]:
+    return [name for name in _OWN_FILES if folder.exists(name)]
+
+
+def _refuse_foreign(uri: str) -> None:
+    found = _left(Folder(uri))
+    if found and not Folder(uri).exists(MANIFEST):
         raise KunError(f"{uri} already holds {', '.join(found)}, which kun_ray did not write: choose another output=")
-    open_stage(uri, fingerprint, config)
-    for name in found:
-        (folder.filesystem.delete_dir if name in FORMATS else folder.filesystem.delete_file)(folder.child(name))
-    return folder

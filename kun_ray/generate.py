@@ -6,9 +6,9 @@ an earlier step has settled pass untouched. Source: Kun (arXiv 2401.06477) §3.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,18 @@ import ray.data
 from omegaconf import MISSING
 from transformers import AutoConfig
 
-from kun_ray import execution, models, placement, store
+from kun_ray import execution, lease, ledger, models, placement, retry, store
+from kun_ray.board import new_board
 from kun_ray.config import ConfigError, KunError, RayConfig, require, to_dict
 from kun_ray.engine import check_engine_arguments, check_engine_installed
+from kun_ray.fingerprint import fingerprint
+from kun_ray.lease import LEASE_S
 from kun_ray.pool import DEFERRED, Pool, PoolConfig
-from kun_ray.progress import Monitor, duration, new_board
+from kun_ray.progress import Monitor, duration
 from kun_ray.prompts import load_tokenizer
-from kun_ray.schema import OK, STATUSES, STEP_RESULTS
+from kun_ray.schema import FAILED, OK, STATUSES, STEP_RESULTS
 from kun_ray.steps import StepsConfig, build_step
+from kun_ray.suspects import SUSPECTS
 
 NEEDS = {
     "perplexity": ["text"],
@@ -35,17 +39,6 @@ NEEDS = {
     "choose": ["text"],
 }
 """Columns that each step reads."""
-DECIDES_OUTPUT = (
-    "dtype",
-    "quantization",
-    "kv_cache_dtype",
-    "revision",
-    "hf_overrides",
-    "load_format",
-    "seed",
-    "generation_config",
-)
-"""vLLM arguments that change what an engine answers; the others only change how fast."""
 
 
 @dataclasses.dataclass
@@ -64,8 +57,12 @@ class GenerateConfig:
     """Rows of one output file, which is also what a kill can lose besides the rows in flight."""
     max_waiting_rows: int = 1024
     """Rows that may wait between two pools."""
+    retry: str | None = None
+    """`failed` runs the failed rows once more, whatever had failed in them, and puts the new ones in their place."""
     stop_grace_s: float = 120.0
     """After Ctrl-C or SIGTERM, seconds for the rows in flight to finish."""
+    lease_s: float = LEASE_S
+    """A run that gave no sign of life for so many seconds counts as dead: another one may go on in its output."""
     ray: RayConfig = dataclasses.field(default_factory=RayConfig)
     """The Ray cluster."""
 
@@ -82,6 +79,7 @@ class GenerateConfig:
             )
         steps = [step for pool in self.pools.values() for step in pool.steps]
         require(len(steps) == len(set(steps)), f"a step runs in two pools: {', '.join(steps)}")
+        require(self.retry in (None, FAILED), f"retry is {self.retry!r}, but must be `{FAILED}` or null")
         require(self.rows_per_file >= 1, "rows_per_file must be at least 1")
 
 
@@ -97,10 +95,43 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     for pool in config.pools.values():
         pool.chat_template = models.read_chat_template(pool.chat_template)
     preflight(config, source)
-    folder = store.open_stage(config.output, fingerprint(config, source), to_dict(config))
-    if folder.is_complete():
-        print(f"{config.output} is complete already; nothing to do")
-        return dict(folder.read_json(store.SUMMARY))
+    identity = fingerprint(config, source)
+    with lease.opened(config.output, identity, to_dict(config), config.lease_s, reopen=bool(config.retry)) as folder:
+        if config.retry or not folder.is_complete():
+            execution.drop_unfinished(folder)
+            retry.finish_withdrawal(folder)
+        if config.retry:
+            print(f"{config.output}: {retry.withdraw_failed(folder):,} failed rows will run again", flush=True)
+        if folder.is_complete():
+            print(f"{config.output} is complete already; nothing to do")
+            return dict(folder.read_json(store.SUMMARY))
+        return _complete(config, source, folder)
+
+
+def _complete(config: GenerateConfig, source: store.Folder, folder: store.Folder) -> dict[str, Any]:
+    """Runs the rows that are not written yet, proves the counts and publishes the stage."""
+    book = ledger.Ledger(folder)
+    num_rows = source.dataset().count_rows()
+    if count_written(folder) < num_rows:
+        _run(config, source, folder, num_rows, book)
+    counts = store.prove_counts(folder, num_rows)
+    steps = [step for pool in config.pools.values() for step in pool.steps]
+    summary = {"stage": "generate", **counts, "rows_in": num_rows, **book.summary(folder, steps, num_rows)}
+    folder.finish(summary)
+    if folder.exists(SUSPECTS):
+        folder.filesystem.delete_file(folder.child(SUSPECTS))
+    print(
+        f"{counts['rows']:,} rows: {counts[OK]:,} ok, {counts['rejected']:,} rejected, {counts[FAILED]:,} failed, in "
+        f"{duration(summary['elapsed_s'])}" + (f" of {book.runs} runs" if book.runs > 1 else "")
+    )
+    print(f"written to {config.output}")
+    return summary
+
+
+def _run(
+    config: GenerateConfig, source: store.Folder, folder: store.Folder, num_rows: int, book: ledger.Ledger
+) -> None:
+    """The Ray Data execution. Raises KeyboardInterrupt when it was asked to stop before every row was written."""
     num_gpus = sum(pool.replicas * pool.num_gpus() for pool in config.pools.values())
     execution.require_local_gpus(config.ray, num_gpus, f"{config.output}: {' + '.join(config.pools)}")
     execution.connect(config.ray, execution.local_cpus(sum(p.replicas * p.num_cpus for p in config.pools.values())))
@@ -108,42 +139,27 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         placement.require_placement(config.pools, config.output)
     local_models = [pool.model for pool in config.pools.values() if Path(pool.model).is_dir()]
     execution.warn_if_not_shared([config.input, config.output, *local_models])
-
-    started = time.monotonic()
     execution.configure(folder, max_waiting_rows=config.max_waiting_rows)
-    num_rows, num_before = source.dataset().count_rows(), count_written(folder)
     num_ok = source.dataset().count_rows(filter=pc.field("status") == OK)
-    board = new_board()
+    board = new_board(folder.uri)
     names = list(config.pools)
+    before = ledger.count_statuses(folder)
     with (
-        execution.stopping(lambda: ray.get(board.request_stop.remote(names[:1])), config.stop_grace_s) as stopped,
-        Monitor(board, folder, names, num_rows, num_before, config.ray.log_every_s) as monitor,
+        execution.stopping(lambda: board.request_stop.remote(names[:1]), config.stop_grace_s) as stopped,
+        Monitor(board, folder, names, num_rows, before, config.ray.log_every_s, book),
     ):
         try:
             documents = ray.data.read_parquet(source.parts(), filesystem=source.filesystem)
             dataset = build_dataset(config, documents, board, num_ok / max(1, num_rows))
             execution.write(dataset, folder, config.rows_per_file)
-        except ray.exceptions.RayError as error:
+        except (ray.exceptions.RayError, OSError) as error:
+            with contextlib.suppress(OSError):
+                execution.drop_unfinished(folder)
             raise KunError(
                 f"the run ended early: {execution.root_cause(error)}\nWhat was finished is kept; run the same command again to continue."
             ) from error
     if stopped.is_set() and count_written(folder) < num_rows:
         raise KeyboardInterrupt
-    elapsed = time.monotonic() - started
-    counts = store.prove_counts(folder, num_rows)
-    summary = {
-        "stage": "generate",
-        **counts,
-        "rows_in": num_rows,
-        "elapsed_s": round(elapsed, 1),
-        "pools": monitor.totals(),
-    }
-    folder.finish(summary)
-    print(
-        f"{counts['rows']:,} rows: {counts[OK]:,} ok, {counts['rejected']:,} rejected, {counts['failed']:,} failed, in {duration(elapsed)}"
-    )
-    print(f"written to {config.output}")
-    return summary
 
 
 def build_dataset(
@@ -239,27 +255,6 @@ def _check_model(name: str, pool: PoolConfig, steps: StepsConfig, longest: int) 
                 f"and {instruction} of instruction, {step.sampling.max_tokens if step.sampling else 1} of reply), but {pool.model} has {context}: take a model with more, lower "
                 f"steps.{step_name}.sampling.max_tokens, or prepare with a lower filters.max_tokens"
             )
-
-
-def fingerprint(config: GenerateConfig, source: store.Folder) -> dict[str, Any]:
-    """What decides this stage's output, for the manifest."""
-    steps = to_dict(config)["steps"]
-    used = [step for pool in config.pools.values() for step in pool.steps]
-    return {
-        "input": store.input_fingerprint(source),
-        "pools": {
-            name: {
-                "model": pool.model,
-                "weights": models.model_digest(pool.model),
-                "chat_template": pool.chat_template,
-                "max_model_len": pool.max_model_len,
-                "steps": list(pool.steps),
-                "engine": {key: value for key, value in pool.engine.items() if key in DECIDES_OUTPUT},
-            }
-            for name, pool in config.pools.items()
-        },
-        "steps": {name: steps[name] for name in used},
-    }
 
 
 def count_written(folder: store.Folder) -> int:

@@ -15,6 +15,7 @@ import dataclasses
 import logging
 import math
 import os
+import threading
 import time
 import uuid
 from typing import Any
@@ -22,15 +23,17 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from kun_ray.config import require
+from kun_ray.config import KunError, require
 from kun_ray.engine import Engine, EngineConfig, EngineDead, VllmEngine
 from kun_ray.models import fetch_model
 from kun_ray.prompts import load_tokenizer, stop_token_ids
 from kun_ray.schema import FAILED, OK, to_table, with_steps
 from kun_ray.steps import STEPS, Reply, Step, StepsConfig, build_step
+from kun_ray.suspects import QUARANTINED, Breaker, Flight, flight_path, groups, left_behind
 
 logger = logging.getLogger(__name__)
 
+RESTART_TRIES, RESTART_PAUSE_S = 3, 10.0
 DEFERRED = "deferred"
 """Status of a row that a stopping run did not start; such rows are dropped before the write, so the next run does them."""
 
@@ -51,6 +54,12 @@ class PoolConfig(EngineConfig):
     """Custom Ray resources that one replica reserves."""
     accelerator_type: str | None = None
     """Only GPUs of this Ray accelerator type, such as A100-80G."""
+    hang_timeout_s: float = 600.0
+    """Seconds without a single token from an engine that has requests inside, after which it is killed and replaced."""
+    suspects_together: int = 1
+    """Rows that were in an engine when it died run again apart from all others, so many at a time. 1 finds a row that
+    kills engines by its second death. More lose less time after a death that no row is to blame for, and cost a row that
+    is to blame one more death."""
     rows_per_block: int = 64
     """Rows that travel together between pools. Smaller ones lose less at a kill; larger ones cost less to move."""
 
@@ -62,7 +71,9 @@ class PoolConfig(EngineConfig):
         require(
             self.max_replicas is None or self.max_replicas >= self.replicas, "max_replicas must not be below replicas"
         )
-        require(self.rows_per_block >= 1, "rows_per_block must be at least 1")
+        for name in ("rows_per_block", "suspects_together"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1")
+        require(self.hang_timeout_s > 0, "hang_timeout_s must be above 0")
 
     def max_in_flight(self) -> int:
         """Requests handed to one engine at once: 10 % more than it decodes, so that it never runs dry."""
@@ -82,61 +93,122 @@ class Pool:
 
     def __init__(self, name: str, config: PoolConfig, steps: StepsConfig, board: Any = None) -> None:
         started = time.monotonic()
-        path = fetch_model(config.model)
-        tokenizer = load_tokenizer(path, config.chat_template, config.trust_remote_code)
         self._name, self._config, self._board = name, config, board
+        self._actor, again = _identity()
+        path = flight_path(self._actor)
+        self._deaths: dict[str, int] = {}
+        self._fatal: str | None = None
+        if board is not None:
+            told = board.started.remote(name, self._actor, again, left_behind(path))
+            self._deaths, self._fatal = ray.get(told)
+        if self._fatal:
+            return  # __call__ ends the run; to load the model once more would be in vain
+        self._flight = Flight(path, config.max_in_flight())
+        model = fetch_model(config.model)
+        tokenizer = load_tokenizer(model, config.chat_template, config.trust_remote_code)
         self._steps = [build_step(step, steps, tokenizer) for step in config.steps]
-        self._engine: Engine = self._build_engine(path, stop_token_ids(tokenizer))
-        self._replica = uuid.uuid4().hex[:8]
+        self._engine: Engine = self._start_engine(model, stop_token_ids(tokenizer), RESTART_TRIES if again else 1)
+        self._replica = f"{self._actor}.{uuid.uuid4().hex[:8]}"
         self._counters: collections.Counter[str] = collections.Counter(load_s=int(time.monotonic() - started))
         self._slots = asyncio.Semaphore(config.max_in_flight())
+        self._apart = asyncio.Lock()
+        self._breaker = Breaker()
+        self._cleared: list[str] = []
         self._stop = False
         self._reporter: asyncio.Task[None] | None = None
+        self._ending = threading.Lock()
         self._warned: set[str] = set()
 
     async def __call__(self, block: pa.Table) -> pa.Table:
         """All rows of `block`, in order, with this pool's columns filled in."""
-        if self._reporter is None and self._board is not None:
+        if self._fatal:
+            raise KunError(self._fatal)
+        if self._reporter is None:
             self._reporter = asyncio.get_running_loop().create_task(self._report_forever())
+            threading.Thread(target=self._watch_forever, name="watch", daemon=True).start()
         rows: list[dict[str, Any]] = block.to_pylist()
-        await asyncio.gather(*(self._settle(row) for row in rows))
+        for row in rows:
+            if row["status"] == OK and self._deaths.get(row["doc_id"], 0) < 0:
+                row.update(status=FAILED, reason=QUARANTINED)
+        suspects = [row for row in rows if row["status"] == OK and row["doc_id"] in self._deaths]
+        others = [row for row in rows if row["status"] == OK and row["doc_id"] not in self._deaths]
+        await asyncio.gather(self._isolate(suspects), *map(self._row, others))
+        for row in rows:
+            if row["status"] != OK:
+                row["text"] = None  # rejected documents keep id and reason; their text stays in the corpus
+            self._counters["rows"] += 1
+            self._counters[row["status"]] += 1
         if self._board is not None and not self._counters["in_flight"]:
-            self._board.report.remote(self._name, self._replica, dict(self._counters))
+            self._report()
         return to_table(rows, with_steps(block.schema, self._config.steps))
 
     def _build_engine(self, path: str, stop_ids: list[int]) -> Engine:
         return VllmEngine(self._config, path, stop_ids)
 
-    async def _settle(self, row: dict[str, Any]) -> None:
-        if row["status"] == OK:
-            await self._row(row)
-        if row["status"] != OK:
-            row["text"] = None  # rejected documents keep id and reason; their text stays in the corpus
-        self._counters["rows"] += 1
-        self._counters[row["status"]] += 1
+    def _start_engine(self, path: str, stop_ids: list[int], tries: int) -> Engine:
+        """An engine. Ray replaces an actor that cannot start a few times; but for one that has run and died, and whose
+        GPU may not be free yet, it gives up the whole run: that one tries again by itself."""
+        for left in reversed(range(tries)):
+            try:
+                return self._build_engine(path, stop_ids)
+            except Exception as error:
+                if not left:
+                    raise KunError(f"pool {self._name}: its engine cannot start: {one_line(error)}") from error
+                logger.warning("pool %s: its engine does not start again yet: %s", self._name, one_line(error))
+                time.sleep(RESTART_PAUSE_S)
+        raise AssertionError("tries is at least 1")
 
-    async def _row(self, row: dict[str, Any]) -> None:
-        """Runs the steps on one row until one of them settles it; never raises for the row's own sake."""
+    async def _isolate(self, suspects: list[dict[str, Any]]) -> None:
+        """Rows that were in an engine when it died, with no other row inside this one."""
+        if not suspects:
+            return
+        async with self._apart:
+            for _ in range(self._config.max_in_flight()):
+                await self._slots.acquire()
+            try:
+                for group in groups(suspects, self._deaths, self._config.suspects_together):
+                    await asyncio.gather(*(self._row(row, has_slot=True) for row in group))
+                    self._cleared += [row["doc_id"] for row in group if row["status"] != DEFERRED]
+            finally:
+                for _ in range(self._config.max_in_flight()):
+                    self._slots.release()
+
+    async def _row(self, row: dict[str, Any], has_slot: bool = False) -> None:
+        """Runs the steps on one row until one of them settles it; raises only when the engine fails at everything."""
         for step in self._steps:
-            async with self._slots:
+            async with contextlib.nullcontext() if has_slot else self._slots:
+                if self._fatal:
+                    raise KunError(self._fatal)
                 if self._stop and step is self._steps[0]:
                     row["status"] = DEFERRED
                     return
+                slot = self._flight.enter(row["doc_id"])
                 self._counters["in_flight"] += 1
                 try:
                     row.update(await self._step(step, row))
+                    self._breaker.note(failed=False)
+                    self._counters["answered"] += 1
                 except EngineDead as error:
-                    # Ray restarts an actor that exits and retries its blocks elsewhere; an exception would be retried
-                    # on this same actor, for ever.
-                    logger.error("pool %s: %s; replacing this replica", self._name, error)
-                    os._exit(1)
+                    # Ray restarts an actor that exits and gives it its blocks again; an exception would be retried on
+                    # this same dead engine, for ever. What is inside must be known before the others' errors arrive.
+                    await asyncio.to_thread(self._end, self._flight.rows(), str(error))
                 except Exception as error:
-                    self._warn(step, row, error)
-                    row.update(status=FAILED, reason="engine_error")
+                    self._failed(step, row, error)
                 finally:
                     self._counters["in_flight"] -= 1
+                    self._flight.leave(slot)
             if row["status"] != OK:
                 return
+
+    def _failed(self, step: Step, row: dict[str, Any], error: Exception) -> None:
+        row.update(status=FAILED, reason="engine_error")
+        kind = f"{step.name}: {type(error).__name__}"
+        if kind not in self._warned:  # one log line per kind of error; the rows carry the count
+            self._warned.add(kind)
+            logger.warning("pool %s, step %s, row %s: %s", self._name, step.name, row["doc_id"], one_line(error))
+        if broken := self._breaker.note(failed=True):
+            self._fatal = f"pool {self._name}, step {step.name}: {broken}; the last error: {one_line(error)}"
+            raise KunError(self._fatal) from error
 
     async def _step(self, step: Step, row: dict[str, Any]) -> dict[str, Any]:
         prompt = step.prompt.render(row)
@@ -160,15 +232,51 @@ class Pool:
         return await self._engine.perplexity(prompt)
 
     async def _report_forever(self) -> None:
-        while True:
+        while self._board is not None:
             with contextlib.suppress(ray.exceptions.RayError):  # the board may be moving to another node
-                self._stop = await self._board.report.remote(self._name, self._replica, dict(self._counters))
+                self._stop = await self._report()
             await asyncio.sleep(1.0)
 
-    def _warn(self, step: Step, row: dict[str, Any], error: Exception) -> None:
-        kind = f"{step.name}: {type(error).__name__}"
-        if kind not in self._warned:  # one log line per kind of error; the rows carry the count
-            self._warned.add(kind)
-            logger.warning(
-                "pool %s, step %s, row %s: %s: %s", self._name, step.name, row["doc_id"], type(error).__name__, error
-            )
+    def _report(self) -> Any:
+        cleared, self._cleared = self._cleared, []
+        return self._board.report.remote(self._name, self._replica, dict(self._counters), self._actor, cleared)
+
+    def _watch_forever(self) -> None:
+        """Ends this process when its engine has requests inside and nothing comes out: a thread, for the loop may hang."""
+        seen, since = -1, time.monotonic()
+        while True:
+            time.sleep(min(1.0, self._config.hang_timeout_s / 4))
+            if self._engine.num_events != seen or not self._counters["in_flight"]:
+                seen, since = self._engine.num_events, time.monotonic()
+            elif time.monotonic() - since > self._config.hang_timeout_s:
+                rows = self._flight.rows()
+                self._end(
+                    rows, f"no token for {self._config.hang_timeout_s:g} s with {len(rows)} rows inside", hung=True
+                )
+
+    def _end(self, rows: list[str], cause: str, hung: bool = False) -> None:
+        """Ends this process, once the Board knows what was in the engine. Never returns."""
+        self._ending.acquire()  # never released: there is one end
+        logger.error("pool %s: %s; replacing this replica", self._name, cause)
+        if self._board is not None:
+            answered = self._counters["answered"] > 0
+            try:
+                ray.get(self._board.died.remote(self._name, self._actor, rows, cause, hung, answered), timeout=30)
+                self._flight.remove()
+            except ray.exceptions.RayError:
+                pass  # the next process of this actor finds the rows in the file
+        self._engine.kill()
+        os._exit(1)
+
+
+def _identity() -> tuple[str, bool]:
+    """The name of the actor that this process runs, and whether an earlier process of it has died."""
+    if not ray.is_initialized() or (actor := ray.get_runtime_context().get_actor_id()) is None:
+        return uuid.uuid4().hex, False
+    return actor, bool(ray.get_runtime_context().was_current_actor_reconstructed)
+
+
+def one_line(error: BaseException) -> str:
+    """An error of any library, short enough to stand in a message."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 600 else f"{text[:300]} … {text[-300:]}"

@@ -26,12 +26,15 @@ import pyarrow.parquet as pq
 import ray
 from omegaconf import MISSING
 
-from kun_ray import cleaning, execution, models, quality, store
+from kun_ray import cleaning, execution, lease, models, quality, store
+from kun_ray.board import new_board
 from kun_ray.config import ConfigError, KunError, RayConfig, require, to_dict, without_credentials
 from kun_ray.corpora import CorpusConfig, list_corpora, num_rows_read, read_corpora
 from kun_ray.dedup import find_duplicates
 from kun_ray.filters import FilterConfig, build_filters, filter_texts
-from kun_ray.progress import Monitor, duration, new_board
+from kun_ray.lease import LEASE_S
+from kun_ray.ledger import count_statuses
+from kun_ray.progress import Monitor, duration
 from kun_ray.prompts import count_tokens, load_tokenizer
 from kun_ray.publish import Duplicates, publish, read_duplicates
 from kun_ray.schema import DOCUMENT, FAILED, OK, REJECTED, to_table
@@ -64,6 +67,8 @@ class PrepareConfig:
     """Rows that one filter task takes at a time."""
     rows_per_file: int = 20_000
     """Rows of one output file."""
+    lease_s: float = LEASE_S
+    """A run that gave no sign of life for so many seconds counts as dead: another one may go on in its output."""
     ray: RayConfig = dataclasses.field(default_factory=RayConfig)
     """The Ray cluster."""
 
@@ -83,12 +88,16 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     files = list_corpora(config.corpora)
     _check_models(config)
     listing = "\n".join(f"{corpus.name} {file.name} {file.size_bytes}" for corpus, file in files)
-    folder = store.open_stage(config.output, _fingerprint(config, listing), to_dict(config))
+    with lease.opened(config.output, _fingerprint(config, listing), to_dict(config), config.lease_s) as folder:
+        if folder.is_complete():
+            _delete(folder.below(CLEAN))  # a kill may have come just before
+            print(f"{without_credentials(config.output)} is complete already; nothing to do")
+            return dict(folder.read_json(store.SUMMARY))
+        return _run(config, folder, files)
+
+
+def _run(config: PrepareConfig, folder: store.Folder, files: list[tuple[CorpusConfig, CorpusFile]]) -> dict[str, Any]:
     shown, clean = without_credentials(config.output), folder.below(CLEAN)
-    if folder.is_complete():
-        _delete(clean)  # a kill may have come just before
-        print(f"{shown} is complete already; nothing to do")
-        return dict(folder.read_json(store.SUMMARY))
     execution.connect(config.ray)
     paths = [path for corpus in config.corpora for path in corpus.paths]
     execution.warn_if_not_shared([without_credentials(path) for path in (config.output, *paths)])
@@ -171,7 +180,8 @@ def _clean(
         counts.filesystem.create_dir(counts.path, recursive=True)
         board = new_board()
         execution.configure(clean)
-        with Monitor(board, folder, ["filter"], None, _count(clean), config.ray.log_every_s):
+        monitor = Monitor(board, folder, ["filter"], None, count_statuses(clean), config.ray.log_every_s)
+        with monitor:
             documents = read_corpora(files, config.read_tasks, counts).map_batches(
                 clean_block,
                 fn_kwargs={"config": config, "board": board},

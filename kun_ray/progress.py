@@ -1,7 +1,6 @@
 """What a run shows while it runs: counters from every replica → bars in a terminal, lines in a log, metrics.jsonl.
 
-Replicas push their counters to one Board actor each second and learn from its answer whether the run is to stop. The
-driver's Monitor thread reads the Board. Neither ever touches rows.
+The driver's Monitor thread reads the Board (board.py). It never touches rows.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import collections
 import sys
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from rich.console import Console
@@ -18,59 +17,29 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from kun_ray.schema import FAILED, OK, REJECTED
+from kun_ray.board import Counters
+from kun_ray.schema import FAILED, OK, REJECTED, STATUSES
 from kun_ray.store import Folder
 
-SILENT_S = 15.0
-"""A replica that has not reported for so long is taken for dead; living ones report each second."""
-Counters = dict[str, float]
-"""One replica's totals since it started: `rows`, `ok`, `rejected`, `failed`, `deferred`, `prompt_tokens`,
-`output_tokens`, `in_flight` (now), `load_s`."""
+if TYPE_CHECKING:
+    from kun_ray.ledger import Ledger
 
-
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-class Board:
-    """Holds the newest counters of every replica and the wish to stop. A restarted replica counts anew, as another one."""
-
-    def __init__(self) -> None:
-        self._replicas: dict[str, dict[str, Counters]] = collections.defaultdict(dict)
-        self._heard: dict[tuple[str, str], float] = {}
-        self._stopped: set[str] = set()
-
-    def report(self, pool: str, replica: str, counters: Counters) -> bool:
-        """Stores one replica's counters; the answer is whether it should take no more rows."""
-        self._replicas[pool][replica] = {**counters, "alive": 1}
-        self._heard[pool, replica] = time.monotonic()
-        return pool in self._stopped
-
-    def add(self, pool: str, counters: Counters) -> None:
-        """Adds to the totals of a stage that runs as tasks, which have no replicas."""
-        totals = self._replicas[pool].setdefault("tasks", {})
-        for name, value in counters.items():
-            totals[name] = totals.get(name, 0) + value
-
-    def request_stop(self, pools: list[str]) -> None:
-        """From now on the replicas of these pools start no more rows."""
-        self._stopped |= set(pools)
-
-    def snapshot(self) -> dict[str, dict[str, Counters]]:
-        """Pool → replica → counters; of a replica that has been silent, only what it did counts."""
-        for (pool, replica), heard in self._heard.items():
-            if time.monotonic() - heard > SILENT_S:
-                self._replicas[pool][replica] |= {"alive": 0, "in_flight": 0}
-        return dict(self._replicas)
-
-
-def new_board() -> Any:
-    """Starts a Board and returns its handle."""
-    return Board.remote()  # type: ignore[attr-defined]
+LEDGER_S = 2.0
+"""Most seconds between two notes in the ledger: what is done in between is not counted when the driver is killed."""
 
 
 class Monitor:
     """Shows a run's progress from a thread of the driver: `with Monitor(…):` around the execution."""
 
     def __init__(
-        self, board: Any, folder: Folder, pools: list[str], num_rows: int | None, num_before: int, every_s: float
+        self,
+        board: Any,
+        folder: Folder,
+        pools: list[str],
+        num_rows: int | None,
+        before: dict[str, int],
+        every_s: float,
+        ledger: Ledger | None = None,
     ) -> None:
         """
         Args:
@@ -78,17 +47,17 @@ class Monitor:
             folder: the stage; each interval adds a line to its metrics.jsonl.
             pools: names, in the order in which rows pass them; the last one's rows are finished rows.
             num_rows: rows of the whole stage; None while nobody knows.
-            num_before: rows that an earlier run has already finished.
+            before: rows by status that earlier runs have finished.
             every_s: seconds between two lines.
+            ledger: keeps this run's totals and knows those of earlier runs.
         """
         self._board, self._folder, self._pools = board, folder, pools
-        self._num_rows, self._num_before, self._every_s = num_rows, num_before, every_s
+        self._num_rows, self._before, self._every_s, self._ledger = num_rows, before, every_s, ledger
         self._start = time.monotonic()
         self._history: collections.deque[tuple[float, dict[str, Counters]]] = collections.deque(maxlen=13)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
         self._live = Live(console=Console(stderr=True), transient=False) if sys.stderr.isatty() else None
-        self._board_gone = False
 
     def __enter__(self) -> Monitor:
         if self._live:
@@ -104,7 +73,7 @@ class Monitor:
             self._live.stop()
 
     def totals(self) -> dict[str, Counters]:
-        """Each pool's counters, summed over its replicas, and how many replicas have reported."""
+        """Each pool's counters, summed over its replicas, and how many of them are alive."""
         try:
             snapshot = ray.get(self._board.snapshot.remote(), timeout=10)
         except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
@@ -115,11 +84,18 @@ class Monitor:
             for counters in replicas.values():
                 summed.update(counters)
             totals[pool] = {**summed, "replicas": summed["alive"]}
+        if self._ledger is not None:
+            self._ledger.note(totals)
         return totals
 
     def _run(self) -> None:
-        while not self._done.wait(self._every_s):
-            self._show()
+        shown = time.monotonic()
+        while not self._done.wait(min(self._every_s, LEDGER_S)):
+            if time.monotonic() - shown >= self._every_s:
+                shown = time.monotonic()
+                self._show()
+            elif self._ledger is not None:
+                self.totals()
 
     def _show(self) -> None:
         now, totals = time.monotonic(), self.totals()
@@ -142,7 +118,8 @@ class Monitor:
             return max(0.0, totals.get(pool, {}).get(name, 0) - before.get(pool, {}).get(name, 0)) / elapsed
 
         last = totals.get(self._pools[-1], {})
-        num_done = self._num_before + int(last.get("rows", 0) - last.get("deferred", 0))
+        done = {status: self._before[status] + int(last.get(status, 0)) for status in STATUSES}
+        ever = self._ledger.with_earlier(totals) if self._ledger else totals
         rows_per_s = rate(self._pools[-1], "rows")
         pools = {
             pool: {
@@ -155,15 +132,17 @@ class Monitor:
                 "output_tokens_per_s": round(rate(pool, "output_tokens"), 1),
             }
             for pool in self._pools
-            if (counters := totals.get(pool, {})) is not None
+            if (counters := ever.get(pool, {})) is not None
         }
         return {
             "elapsed_s": round(now - self._start, 1),
             "rows_total": self._num_rows,
-            "rows_done": num_done,
-            **{status: int(last.get(status, 0)) for status in (OK, REJECTED, FAILED)},
+            "rows_done": sum(done.values()),
+            **done,
             "rows_per_s": round(rows_per_s, 2),
-            "eta_s": round((self._num_rows - num_done) / rows_per_s) if self._num_rows and rows_per_s > 0 else None,
+            "eta_s": round((self._num_rows - sum(done.values())) / rows_per_s)
+            if self._num_rows and rows_per_s > 0
+            else None,
             "pools": pools,
         }
 
@@ -174,7 +153,11 @@ def describe(line: dict[str, Any]) -> str:
         _share(line),
         f"ok {line[OK]:,} rejected {line[REJECTED]:,} failed {line[FAILED]:,}",
         f"{line['rows_per_s']:.1f} rows/s",
-        *(f"{name} {_pool_text(pool)}" for name, pool in line["pools"].items() if line["rows_total"]),
+        *(
+            f"{name} {_pool_text(pool, line['rows_total'])}"
+            for name, pool in line["pools"].items()
+            if line["rows_total"]
+        ),
         *([f"ETA {duration(line['eta_s'])}"] if line["rows_total"] else []),
     ]
     return " | ".join(parts)
@@ -195,10 +178,10 @@ def duration(seconds: float | None) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
-def _pool_text(pool: dict[str, Any]) -> str:
+def _pool_text(pool: dict[str, Any], num_rows: int) -> str:
     each = pool["replicas"]
     if not each:
-        return "loading"
+        return "finished" if pool["rows"] >= num_rows else "loading"
     prompt, output = pool["prompt_tokens_per_s"] / each, pool["output_tokens_per_s"] / each
     return f"×{each}: {prompt:,.0f} + {output:,.0f} tok/s each, {pool['in_flight']} in flight"
 
@@ -214,5 +197,5 @@ def _bars(line: dict[str, Any]) -> Table:
     )
     if line["rows_total"]:
         for name, pool in line["pools"].items():
-            table.add_row(name, ProgressBar(total=total, completed=pool["rows"], width=24), _pool_text(pool))
+            table.add_row(name, ProgressBar(total=total, completed=pool["rows"], width=24), _pool_text(pool, total))
     return table

@@ -6,12 +6,14 @@ Everything goes through pyarrow.fs, so a folder may lie on a local disk, S3 or H
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import time
 import urllib.parse
+import uuid
 from collections import Counter
 from importlib import metadata
 from typing import Any
@@ -85,9 +87,15 @@ class Folder:
 
     def write_text(self, name: str, text: str) -> None:
         """Writes `name` so that nobody ever reads half of it: to a temporary name first, then renamed."""
-        with self.filesystem.open_output_stream(self.child(f"{name}.tmp")) as stream:
-            stream.write(text.encode())
-        self.filesystem.move(self.child(f"{name}.tmp"), self.child(name))
+        temporary = self.child(f"{name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            with self.filesystem.open_output_stream(temporary) as stream:
+                stream.write(text.encode())
+            self.filesystem.move(temporary, self.child(name))
+        except OSError:
+            with contextlib.suppress(OSError):
+                self.filesystem.delete_file(temporary)
+            raise
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Adds one line to metrics.jsonl; where a file system cannot append, lines go to one small file each."""

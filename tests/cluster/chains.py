@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import fake
+import pyarrow.parquet as pq
 import ray
+import yaml
 
 from kun_ray import store
 from kun_ray.config import load
 from kun_ray.generate import GenerateConfig
+from kun_ray.schema import DOCUMENT, doc_id, to_table
 
 HERE = Path(__file__).parent
 WAIT_S = 400.0
@@ -57,6 +60,63 @@ class Chain:
                 env=environ,
                 start_new_session=True,
             )
+
+
+def write_documents(
+    folder: Path,
+    num_rows: int,
+    marks: dict[int, str] | None = None,
+    rejected: Any = (),
+    long: Any = (),
+    rows_per_part: int = 100,
+) -> store.Folder:
+    """Writes a finished prepare stage: row n says 第n篇; `marks` gives rows a mark (see fake.py).
+    `rejected` rows are settled already; `long` ones exceed the engine's context."""
+    stage = store.open_stage(str(folder), {"rows": num_rows}, {})
+    rows = []
+    for n in range(num_rows):
+        mark = (marks or {}).get(n, "")
+        text = f"第{n:04d}篇" + (f"〔{mark}〕" if mark else "") + "讲的是一件很平常的小事。" * (100 if n in long else 1)
+        row = {"doc_id": doc_id("test", "file", n, text), "source": "test", "text": text, "meta": "{}"}
+        row |= {"title": f"{n}", "tokens": 30, "status": "ok"}
+        if n in rejected:
+            row |= {"text": None, "status": "rejected", "reason": "too_short"}
+        rows.append(row)
+    for start in range(0, num_rows, rows_per_part):
+        table = to_table(rows[start : start + rows_per_part], DOCUMENT)
+        pq.write_table(table, stage.child(f"part-{start:06d}.parquet"))
+    stage.finish(store.prove_counts(stage, num_rows))
+    return stage
+
+
+def write_chain(
+    folder: Path,
+    source: store.Folder,
+    model: str,
+    plan: fake.Plan,
+    pools: dict[str, list[str]] | None = None,
+    **changed: Any,
+) -> Chain:
+    """Writes generate.yaml for a chain over `source` into `folder`; `changed` replaces keys of it."""
+    each = {"model": model, "accelerator": "cpu", "max_num_seqs": 16, "rows_per_block": 16, "num_cpus": 1}
+    steps = pools or {"label": ["label"], "chat": ["score", "polish"]}
+    config = {
+        "input": source.uri,
+        "output": str(folder / "generate"),
+        "pools": {name: {**each, "steps": of_pool} for name, of_pool in steps.items()},
+        "steps": {
+            "label": {"prompt": {"user": "label:{text}"}, "sampling": {"max_tokens": 64}},
+            "score": {"prompt": {"user": "score:{instruction}"}},
+            "polish": {"prompt": {"user": "polish:{instruction}|{text}"}, "sampling": {"max_tokens": 64}},
+        },
+        "rows_per_file": 32,
+        "max_waiting_rows": 64,
+        "ray": {"log_every_s": 0.5},
+        **changed,
+    }
+    path = folder / "generate.yaml"
+    path.write_text(yaml.safe_dump(config, allow_unicode=True, sort_keys=False))
+    return Chain(plan, path, source.uri, str(config["output"]))
 
 
 def ids(folder: store.Folder) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import tempfile
@@ -10,16 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import fake
-import pyarrow.parquet as pq
 import pytest
 import ray
-import yaml
-from chains import HERE, Chain
+from chains import HERE, Chain, write_chain, write_documents
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 import kun_ray.generate
 from kun_ray import store
-from kun_ray.schema import DOCUMENT, doc_id, to_table
 
 
 @pytest.fixture(scope="package")
@@ -68,34 +66,7 @@ def documents(tmp_path: Path) -> Callable[..., store.Folder]:
     """Writes a finished prepare stage: row n says 第n篇; `marks` gives rows a mark (see fake.py).
     `rejected` rows are settled already; `long` ones exceed the engine's context."""
 
-    def make(
-        num_rows: int,
-        marks: dict[int, str] | None = None,
-        rejected: Any = (),
-        long: Any = (),
-        rows_per_part: int = 100,
-    ) -> store.Folder:
-        folder = store.open_stage(str(tmp_path / "prepare"), {"rows": num_rows}, {})
-        rows = []
-        for n in range(num_rows):
-            mark = (marks or {}).get(n, "")
-            text = (
-                f"第{n:04d}篇"
-                + (f"〔{mark}〕" if mark else "")
-                + "讲的是一件很平常的小事。" * (100 if n in long else 1)
-            )
-            row = {"doc_id": doc_id("test", "file", n, text), "source": "test", "text": text, "meta": "{}"}
-            row |= {"title": f"{n}", "tokens": 30, "status": "ok"}
-            if n in rejected:
-                row |= {"text": None, "status": "rejected", "reason": "too_short"}
-            rows.append(row)
-        for start in range(0, num_rows, rows_per_part):
-            table = to_table(rows[start : start + rows_per_part], DOCUMENT)
-            pq.write_table(table, folder.child(f"part-{start:06d}.parquet"))
-        folder.finish(store.prove_counts(folder, num_rows))
-        return folder
-
-    return make
+    return functools.partial(write_documents, tmp_path / "prepare")
 
 
 @pytest.fixture
@@ -105,23 +76,6 @@ def chain(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> Callab
     def make(source: store.Folder, pools: dict[str, list[str]] | None = None, **plan: Any) -> Chain:
         behaviour = fake.Plan(journal=str(tmp_path / "journal"), **plan)
         monkeypatch.setattr(kun_ray.generate, "Pool", fake.pool_class(behaviour))
-        each = {"model": model, "accelerator": "cpu", "max_num_seqs": 16, "rows_per_block": 16, "num_cpus": 1}
-        steps = pools or {"label": ["label"], "chat": ["score", "polish"]}
-        config = {
-            "input": source.uri,
-            "output": str(tmp_path / "generate"),
-            "pools": {name: {**each, "steps": of_pool} for name, of_pool in steps.items()},
-            "steps": {
-                "label": {"prompt": {"user": "label:{text}"}, "sampling": {"max_tokens": 64}},
-                "score": {"prompt": {"user": "score:{instruction}"}},
-                "polish": {"prompt": {"user": "polish:{instruction}|{text}"}, "sampling": {"max_tokens": 64}},
-            },
-            "rows_per_file": 32,
-            "max_waiting_rows": 64,
-            "ray": {"log_every_s": 0.5},
-        }
-        path = tmp_path / "generate.yaml"
-        path.write_text(yaml.safe_dump(config, allow_unicode=True, sort_keys=False))
-        return Chain(behaviour, path, source.uri, config["output"])
+        return write_chain(tmp_path, source, model, behaviour, pools)
 
     return make

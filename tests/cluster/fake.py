@@ -3,6 +3,8 @@
 Workers import this module by name, so `tests/cluster` is on their PYTHONPATH (conftest.py and driver.py see to it).
 Replies depend on the prompt alone. A row's text may hold one of these marks.
   In label: 〔exit〕 the process dies on the first call   〔dead〕 the engine dies on the first call   〔error〕 every call raises
+            〔crash〕 the process dies on every call   〔fatal〕 the engine dies on every call   〔hang〕 no answer on the first call
+            〔flaky〕 the first call raises
             〔empty〕 empty reply   〔cut〕 reply cut by max_tokens   〔void〕 a reply without its text
   In score: 〔bad〕 verdict 差   〔nothing〕 no candidate has a log-probability   〔slow〕 takes Plan.slow_s
 """
@@ -27,7 +29,7 @@ from kun_ray.prompts import load_tokenizer
 from kun_ray.steps import Reply
 
 IN_SCORE = ("bad", "nothing", "slow")
-MARKS = ("exit", "dead", "error", "empty", "cut", "void", *IN_SCORE)
+MARKS = ("exit", "dead", "error", "crash", "fatal", "hang", "flaky", "empty", "cut", "void", *IN_SCORE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Plan:
     """The same for single steps."""
     slow_s: float = 2.0
     """Time of a call with 〔slow〕."""
+    start_error: str = ""
+    """Set: no engine starts, and this is why."""
     context: int = 400
     """max_model_len of the fake engine."""
 
@@ -51,9 +55,13 @@ class FakeEngine:
 
     def __init__(self, plan: Plan, tokenizer: Any) -> None:
         self.max_model_len = plan.context
+        self.num_events = 0
         self._plan, self._tokenizer = plan, tokenizer
         self._in_flight = 0
         self._journal = open(Path(plan.journal) / f"{uuid.uuid4().hex}.jsonl", "a", buffering=1)  # noqa: SIM115
+
+    def kill(self) -> None:
+        """It has no processes."""
 
     async def generate(self, prompt: list[int], sampling: Any) -> Reply:
         step, row, marks = self._read(prompt)
@@ -97,6 +105,16 @@ class FakeEngine:
                 if "dead" in marks and self._first(f"dead-{row}"):
                     await asyncio.sleep(0.3)
                     raise EngineDead(f"as row {row} wished")
+                if "crash" in marks:
+                    await asyncio.sleep(0.1)
+                    os._exit(1)
+                if "fatal" in marks:
+                    await asyncio.sleep(0.1)
+                    raise EngineDead(f"row {row} killed it")
+                if "hang" in marks and self._first(f"hang-{row}"):
+                    await asyncio.sleep(3600)
+                if "flaky" in marks and self._first(f"flaky-{row}"):
+                    raise ValueError(f"row {row} is out of luck")
                 if "error" in marks:
                     raise ValueError(f"row {row} cannot be served")
             low, high = self._plan.by_step_s.get(step, self._plan.service_s)
@@ -104,6 +122,7 @@ class FakeEngine:
             await asyncio.sleep(self._plan.slow_s if slow else random.uniform(low, high))
         finally:
             self._in_flight -= 1
+            self.num_events += 1
             self._note(step, row, "end")
 
     def _first(self, name: str) -> bool:
@@ -115,6 +134,7 @@ class FakeEngine:
 
     def _note(self, step: str, row: int, event: str) -> None:
         note = {"t": time.monotonic(), "step": step, "row": row, "event": event, "in_flight": self._in_flight}
+        note["pid"] = os.getpid()
         self._journal.write(json.dumps(note) + "\n")
 
 
@@ -124,6 +144,9 @@ class FakePool(Pool):
     plan: Plan
 
     def _build_engine(self, path: str, stop_ids: list[int]) -> FakeEngine:
+        if self.plan.start_error:
+            (Path(self.plan.journal) / f"started-{uuid.uuid4().hex}").touch()
+            raise RuntimeError(self.plan.start_error)
         return FakeEngine(self.plan, load_tokenizer(path))
 
 

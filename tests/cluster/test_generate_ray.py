@@ -19,9 +19,9 @@ import ray
 from chains import Chain, ids
 
 import kun_ray.generate
+from kun_ray.board import new_board
 from kun_ray.config import ConfigError, KunError
 from kun_ray.generate import generate
-from kun_ray.progress import new_board
 from kun_ray.schema import DOCUMENT, with_steps
 
 
@@ -106,7 +106,7 @@ def test_engines_stay_full_and_the_queue_between_pools_is_bounded(cluster, docum
     small = [f"pools.{name}.{key}=4" for name in ("label", "score") for key in ("max_num_seqs", "rows_per_block")]
     config = job.config(*small, "max_waiting_rows=32")
     boards = []
-    monkeypatch.setattr(kun_ray.generate, "new_board", lambda: boards.append(new_board()) or boards[0])
+    monkeypatch.setattr(kun_ray.generate, "new_board", lambda uri: boards.append(new_board(uri)) or boards[0])
     generate(config)
     assert ids(job.folder()) == ids(source)
 
@@ -141,7 +141,7 @@ def most_ahead(events: list[dict[str, Any]]) -> int:
 def test_what_cannot_work_is_refused_before_anything_starts(cluster, documents, chain, monkeypatch):
     source = documents(20)
     job = chain(source)
-    monkeypatch.setattr(kun_ray.generate, "new_board", lambda: pytest.fail("the run has begun"))
+    monkeypatch.setattr(kun_ray.generate, "new_board", lambda uri: pytest.fail("the run has begun"))
     started = time.monotonic()
     with pytest.raises(
         ConfigError, match=r"needs 2 GPU, but the cluster has 0 .*set accelerator: cpu, or join a larger"

@@ -1,0 +1,89 @@
+"""Real engines that cannot start, whose core is killed, whose actor is killed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from kun_ray import store
+from kun_ray.config import KunError, load
+from kun_ray.generate import GenerateConfig, generate
+from kun_ray.schema import DOCUMENT, doc_id, to_table
+
+
+def configured(tmp_path: Path, steps_yaml: Path, model: str, texts: list[str], *overrides: str) -> GenerateConfig:
+    """A label stage over 200 rows."""
+    source = store.open_stage(str(tmp_path / "prepare"), {}, {})
+    rows = [
+        {"doc_id": doc_id("s", "f", n, ""), "source": "s", "text": text, "meta": "{}", "tokens": 40, "status": "ok"}
+        for n, text in enumerate(texts * 10)
+    ]
+    pq.write_table(to_table(rows, DOCUMENT), source.child("part-0.parquet"))
+    source.finish({})
+    engine = ["accelerator=cpu", "max_num_seqs=4", "max_model_len=512", "rows_per_block=8", "engine.dtype=float32"]
+    pool = [f"pools.p.{key}" for key in (*engine, "steps=[label]", f"model={model}")]
+    return load(
+        GenerateConfig, [str(steps_yaml), f"input={source.uri}", f"output={tmp_path}/generate", *pool, *overrides]
+    )
+
+
+def engine_processes() -> dict[int, psutil.Process]:
+    """vLLM's processes below this test's own Ray."""
+    mine = psutil.Process().children(recursive=True)
+    return {process.pid: process for process in mine if "VLLM" in process.name()}
+
+
+def test_broken_weights_end_the_run_with_the_engines_own_error(local_ray, model, steps_yaml, texts, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    (weights,) = broken.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:5000])
+    config = configured(tmp_path, steps_yaml, str(broken), texts)
+    with pytest.raises(KunError, match=r"pool p: its engine cannot start: .*SafetensorError: .*"):
+        generate(config)
+    assert not engine_processes()
+
+
+def test_a_killed_core_and_a_killed_actor_are_replaced_and_leave_nothing(local_ray, model, steps_yaml, texts, tmp_path):
+    config = configured(tmp_path, steps_yaml, model, texts)
+    killed: list[str] = []
+
+    def kill(what: str) -> None:
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            cores = [p for p in engine_processes().values() if p.name() == "VLLM::EngineCore" and p.pid not in seen]
+            if cores and progressed(tmp_path, len(killed)):
+                seen.add(cores[0].pid)
+                os.kill(cores[0].pid if what == "core" else cores[0].ppid(), signal.SIGKILL)
+                killed.append(what)
+                return
+            time.sleep(0.05)
+
+    seen: set[int] = set()
+    killer = threading.Thread(target=lambda: [kill("core"), kill("actor")])
+    killer.start()
+    summary = generate(config)
+    killer.join()
+    assert killed == ["core", "actor"] and summary["restarts"] == 2
+    assert summary["rows"] == 200 and summary["duplicates"] == 0 and "failed/quarantined" not in summary["reasons"]
+    deadline = time.monotonic() + 60
+    while engine_processes() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not engine_processes()
+
+
+def progressed(tmp_path: Path, kills: int) -> bool:
+    """Whether the engine has answered something since the last kill."""
+    import json
+
+    runs = list((tmp_path / "generate/_runs").glob("*.json"))
+    answered = json.loads(runs[0].read_text())["pools"].get("p", {}).get("answered", 0) if runs else 0
+    return bool(answered > 8 * (1 + 4 * kills))
