@@ -38,7 +38,8 @@ END_S = 3600.0
 def start(job: chains.Chain, log: Path, real: bool, address: str) -> subprocess.Popen[bytes]:
     """One run of the job in a process group of its own."""
     if not real:
-        return job.start(log, address)
+        started: subprocess.Popen[bytes] = job.start(log, address)
+        return started
     command = [sys.executable, str(REPO / "jobs/generate.py"), str(job.yaml), address]
     with log.open("ab") as stream:
         return subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)

@@ -158,6 +158,7 @@ def read_documents(
 
 def _records(file: CorpusFile, as_objects: bool, on_read_error: str) -> Iterator[tuple[str, Record]]:
     name, empty, readable = file.name, True, True
+    found: Iterator[tuple[str, Record]]
     source = Source(file.path, on_read_error)
     try:
         stream = ByteStream(source)

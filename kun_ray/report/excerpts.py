@@ -15,9 +15,10 @@ from typing import IO, Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kun_ray.archives import CHUNK_BYTES, ByteStream, StreamError, texts
+from kun_ray.archives import CHUNK_BYTES, ByteStream, texts
 from kun_ray.cleaning import find_personal, mask_personal
 from kun_ray.config import KunError
+from kun_ray.sources import StreamError
 from kun_ray.documents import Extract
 from kun_ray.records import split
 from kun_ray.report.runs import Stage

@@ -43,7 +43,7 @@ def histogram(xlabel: str, series: list[Histogram], log: bool = False) -> str:
     low = min(h.percentile(0) for h in series if h.total)
     high = max(h.percentile(99.5) for h in series if h.total)
     fine = series[0].edges
-    first, last = np.searchsorted(fine, low), min(np.searchsorted(fine, high) + 1, len(fine) - 1)
+    first, last = int(np.searchsorted(fine, low)), min(int(np.searchsorted(fine, high)) + 1, len(fine) - 1)
     last = max(last, first + 1)
     # Coarse bins are whole numbers of fine ones, or whole numbers would pile up in every other bin.
     width = max(1, -(-(last - first) // NUM_BINS))
