@@ -25,7 +25,7 @@ def cluster() -> Iterator[None]:
     """A local Ray of eight logical CPUs whose workers find the fake engine."""
     folder = tempfile.mkdtemp(prefix="kr", dir="/tmp")  # short: Ray's sockets lie below it
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(HERE)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *([before] if before else [])])
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
     for attempt in range(3):
