@@ -232,7 +232,8 @@ def stopping(on_stop: Callable[[], None], grace_s: float) -> Iterator[threading.
                 return
         deadline = time.monotonic() + grace_s
         while time.monotonic() < deadline:
-            on_stop()
+            with contextlib.suppress(Exception):  # whatever ails Ray, the time must not run longer
+                on_stop()
             if ended.wait(min(1.0, grace_s)):
                 return
         signal.raise_signal(signal.SIGINT)

@@ -121,8 +121,8 @@ class _Lease:
 
     def _write(self) -> None:
         now = time.time()
-        own = {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid()), "token": self._token}
-        self._folder.write_json(LEASE, {**own, "since": self._since, "renewed": now})
+        own = {"host": socket.gethostname(), "place": _place(), "pid": os.getpid(), "born": _born(os.getpid())}
+        self._folder.write_json(LEASE, {**own, "token": self._token, "since": self._since, "renewed": now})
 
     def _renew_forever(self) -> None:
         while not self._ended.wait(self._lease_s / 6):
@@ -147,20 +147,23 @@ def read(folder: Folder) -> dict[str, Any] | None:
 
 
 def _is_alive(holder: dict[str, Any], lease_s: float) -> bool:
-    if (
-        holder["host"] == socket.gethostname()
-        and holder.get("born") is not None
-        and _born(holder["pid"]) != holder["born"]
-    ):
+    if holder.get("place") is not None and holder["place"] == _place() and _born(holder["pid"]) != holder["born"]:
         return False
     return bool(time.time() - holder["renewed"] < lease_s)
 
 
-def _born(pid: int) -> str | None:
-    """Boot and start time of a process of this host, so that another one with the same number is not taken for it."""
+def _place() -> str | None:
+    """Where a process number means the same process: this boot of this machine, this container. None if unknown."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]}"
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _born(pid: int) -> str | None:
+    """When a process started, so that another one with the same number is not taken for it; None if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
         return None
 

@@ -103,7 +103,11 @@ class Pool:
             self._deaths, self._fatal = ray.get(told)
         if self._fatal:
             return  # __call__ ends the run; to load the model once more would be in vain
-        self._flight = Flight(path, config.max_in_flight())
+        try:
+            self._flight = Flight(path, config.max_in_flight())
+        except OSError as error:  # no room in /tmp: the rows are still known when the engine dies and not the process
+            logger.warning("pool %s: rows in flight are not kept in %s: %s", name, path, error)
+            self._flight = Flight(None, config.max_in_flight())
         model = fetch_model(config.model)
         tokenizer = load_tokenizer(model, config.chat_template, config.trust_remote_code)
         self._steps = [build_step(step, steps, tokenizer) for step in config.steps]
@@ -166,7 +170,8 @@ class Pool:
             for _ in range(self._config.max_in_flight()):
                 await self._slots.acquire()
             try:
-                for group in groups(suspects, self._deaths, self._config.suspects_together):
+                together = min(self._config.suspects_together, self._config.max_in_flight())
+                for group in groups(suspects, self._deaths, together):
                     await asyncio.gather(*(self._row(row, has_slot=True) for row in group))
                     self._cleared += [row["doc_id"] for row in group if row["status"] != DEFERRED]
             finally:

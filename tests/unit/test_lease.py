@@ -30,7 +30,15 @@ def foreign(path: Path, age_s: float) -> None:
     """A lease that a run on another host renewed `age_s` ago."""
     path.mkdir(exist_ok=True)
     now = time.time()
-    held = {"host": "elsewhere", "pid": 1, "born": "x", "token": "t", "since": now - 999, "renewed": now - age_s}
+    held = {
+        "host": "elsewhere",
+        "place": "there",
+        "pid": 1,
+        "born": "x",
+        "token": "t",
+        "since": now - 999,
+        "renewed": now - age_s,
+    }
     (path / lease.LEASE).write_text(json.dumps(held))
 
 
@@ -80,6 +88,18 @@ def test_a_holder_elsewhere_is_judged_by_its_age(tmp_path: Path) -> None:
     with pytest.raises(KunError, match="host elsewhere, process 1.*sign of life 50 s ago.*ends 10 s from now"):
         opened(tmp_path).__enter__()
     with opened(tmp_path, lease_s=49):
+        pass
+
+
+def test_a_process_of_another_container_is_judged_by_its_age(tmp_path: Path) -> None:
+    """On the same machine and under the same name, but its number means nothing here."""
+    with opened(tmp_path) as folder:
+        held = folder.read_json(lease.LEASE)
+    (tmp_path / lease.LEASE).write_text(json.dumps({**held, "pid": 2**22 + 1, "place": f"{held['place']}0"}))
+    with pytest.raises(KunError, match="in use"):
+        opened(tmp_path).__enter__()
+    (tmp_path / lease.LEASE).write_text(json.dumps({**held, "pid": 2**22 + 1}))
+    with opened(tmp_path):
         pass
 
 
