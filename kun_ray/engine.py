@@ -84,18 +84,18 @@ class EngineDead(Exception):
 
 
 class Engine(Protocol):
-    """What a pool needs of an engine. Prompts are token ids, shape [prompt length]."""
+    """What a pool needs of an engine. Prompts are token ids, shape [prompt length]; `adapter` is a LoRA adapter's folder."""
 
     max_model_len: int
 
-    async def generate(self, prompt: list[int], sampling: Sampling) -> Reply:
+    async def generate(self, prompt: list[int], sampling: Sampling, adapter: str | None = None) -> Reply:
         """Decodes a reply. Raises EngineDead."""
 
-    async def choose(self, prompt: list[int], candidates: tuple[int, ...]) -> Reply:
+    async def choose(self, prompt: list[int], candidates: tuple[int, ...], adapter: str | None = None) -> Reply:
         """The log-probability of each candidate as the next token: one prefill. Raises EngineDead."""
 
-    async def perplexity(self, prompt: list[int]) -> Reply:
-        """exp(−mean log p(token | tokens before it)) of the prompt itself. Raises EngineDead."""
+    async def perplexity(self, prompt: list[int], adapter: str | None = None) -> Reply:
+        """exp(−mean log p(token | tokens before it)) of the prompt itself, and those log-probabilities. Raises EngineDead."""
 
 
 class VllmEngine:
@@ -108,13 +108,14 @@ class VllmEngine:
 
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(config, model_path)))
         self._stop_token_ids = stop_token_ids
+        self._adapters: dict[str, int] = {}
         self._num_requests = 0
         self._num_running = 0
         for name in ("vllm.v1.engine.async_llm", "vllm.v1.engine.core_client"):
             logging.getLogger(name).addFilter(lambda record: self._num_running > 0)  # an idle engine's end is no news
         self.max_model_len: int = self._llm.model_config.max_model_len
 
-    async def generate(self, prompt: list[int], sampling: Sampling) -> Reply:
+    async def generate(self, prompt: list[int], sampling: Sampling, adapter: str | None = None) -> Reply:
         from vllm import SamplingParams
 
         params = SamplingParams(
@@ -122,11 +123,11 @@ class VllmEngine:
             stop_token_ids=self._stop_token_ids,
             output_kind=_final_only(),
         )
-        output = await self._request(prompt, params)
+        output = await self._request(prompt, params, adapter)
         completion = output.outputs[0]
         return Reply(len(prompt), len(completion.token_ids), completion.finish_reason or "stop", completion.text)
 
-    async def choose(self, prompt: list[int], candidates: tuple[int, ...]) -> Reply:
+    async def choose(self, prompt: list[int], candidates: tuple[int, ...], adapter: str | None = None) -> Reply:
         from vllm import SamplingParams
 
         params = SamplingParams(
@@ -136,36 +137,47 @@ class VllmEngine:
             detokenize=False,
             output_kind=_final_only(),
         )
-        output = await self._request(prompt, params)
+        output = await self._request(prompt, params, adapter)
         found = output.outputs[0].logprobs[0]
         logprobs = tuple(found[token].logprob if token in found else -math.inf for token in candidates)
         return Reply(len(prompt), 1, "chosen", logprobs=logprobs)
 
-    async def perplexity(self, prompt: list[int]) -> Reply:
+    async def perplexity(self, prompt: list[int], adapter: str | None = None) -> Reply:
         from vllm import SamplingParams
 
         params = SamplingParams(
             max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, output_kind=_final_only()
         )
-        output = await self._request(prompt, params)
+        output = await self._request(prompt, params, adapter)
         logprobs = [
             at[token].logprob for token, at in zip(prompt, output.prompt_logprobs, strict=True) if at is not None
         ]
         measured = math.exp(min(-sum(logprobs) / len(logprobs), 700.0)) if logprobs else None
-        return Reply(len(prompt), 0, "measured", perplexity=measured)
+        return Reply(len(prompt), 0, "measured", perplexity=measured, logprobs=tuple(logprobs))
 
     def shutdown(self) -> None:
         """Ends the engine's processes."""
         self._llm.shutdown()
 
-    async def _request(self, prompt: list[int], params: Any) -> Any:
+    def _adapter(self, path: str | None) -> Any:
+        """vLLM's handle of a LoRA adapter's folder; the same path is the same handle."""
+        if path is None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        number = self._adapters.setdefault(path, len(self._adapters) + 1)
+        return LoRARequest(str(number), number, path)
+
+    async def _request(self, prompt: list[int], params: Any, adapter: str | None) -> Any:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         self._num_requests += 1
         self._num_running += 1
         result = None
         try:
-            async for output in self._llm.generate({"prompt_token_ids": prompt}, params, str(self._num_requests)):
+            async for output in self._llm.generate(
+                {"prompt_token_ids": prompt}, params, str(self._num_requests), lora_request=self._adapter(adapter)
+            ):
                 result = output
         except EngineDeadError as error:
             raise EngineDead(str(error)) from error

@@ -31,8 +31,11 @@ LOCAL_MIN_CPUS = 4
 """Logical CPUs of a local Ray: reading, filtering and writing each want one beside the engines'."""
 
 
-def connect(config: RayConfig, min_cpus: int = LOCAL_MIN_CPUS) -> None:
-    """Joins the cluster that the configuration or RAY_ADDRESS names, else starts a local Ray. Safe to call twice."""
+def connect(config: RayConfig, min_cpus: int = LOCAL_MIN_CPUS, dashboard: bool = False) -> None:
+    """Joins the cluster that the configuration or RAY_ADDRESS names, else starts a local Ray. Safe to call twice.
+
+    `dashboard` starts a local Ray with its dashboard, on loopback: Ray Train and lists of actors ask it.
+    """
     if ray.is_initialized():
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
@@ -46,7 +49,7 @@ def connect(config: RayConfig, min_cpus: int = LOCAL_MIN_CPUS) -> None:
             store = int(config.object_store_gb * 1e9) if config.object_store_gb else None
             num_cpus = config.num_cpus or max(min_cpus, os.cpu_count() or 1)
             os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(num_cpus))
-            ray.init("local", num_cpus=num_cpus, object_store_memory=store, include_dashboard=False, **quiet)
+            ray.init("local", num_cpus=num_cpus, object_store_memory=store, include_dashboard=dashboard, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"no Ray cluster answers at {address}: {error}; start one with `ray start --head`, or unset ray.address"

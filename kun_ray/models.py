@@ -73,6 +73,16 @@ def fetch_model(model: str, weights: bool = True) -> str:
     return str(target)
 
 
+def local_folder(model: str) -> str:
+    """A folder on this node that holds the model, weights and all; a hub id is downloaded into the hub's cache."""
+    path = fetch_model(model)
+    if os.path.isdir(path):
+        return path
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(path, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack"])
+
+
 def _copy_model(filesystem: fs.FileSystem, source: str, target: Path, weights: bool) -> None:
     cache = target.parent
     if not target.is_dir():

@@ -31,6 +31,7 @@ CHATML = (
 """The layout of Yi-Chat and many others: what `chat_template: chatml` stands for."""
 
 _MARK = re.compile(f"⟦({'|'.join(FIELDS)})⟧")
+_CHAT_MARK = re.compile(rf"⟦({'|'.join(FIELDS)}|user\d+|reply\d+)⟧")
 _MARKUP = re.compile(r"[^\w\s]")
 
 
@@ -138,6 +139,64 @@ def build_prompt(tokenizer: PreTrainedTokenizerFast, config: PromptConfig, reply
             pieces.append(tuple(_encode_template(tokenizer, part)))
     prompt = Prompt(tuple(pieces), tokenizer)
     return prompt.extended(encode_text(tokenizer, reply_prefix)) if reply_prefix else prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class Chat:
+    """A whole conversation ready to be filled, for training: like Prompt, with the assistant's turns in it."""
+
+    pieces: tuple[tuple[int, ...] | str, ...]
+    stop: tuple[int, ...]
+    tokenizer: PreTrainedTokenizerFast
+
+    def render(self, values: dict[str, str]) -> tuple[list[int], list[bool]]:
+        """Token ids of the conversation, and which of them the assistant says (its replies and the token that ends one).
+
+        Args:
+            values: text of every row field in the first user's turn, of `user1`, `user2`, … and of `reply0`, `reply1`, …
+        """
+        ids: list[int] = []
+        said: list[bool] = []
+        after_reply = False
+        for piece in self.pieces:
+            new = encode_text(self.tokenizer, values[piece] or "") if isinstance(piece, str) else list(piece)
+            is_reply = isinstance(piece, str) and piece.startswith("reply")
+            stops = len(self.stop) if after_reply and tuple(new[: len(self.stop)]) == self.stop else 0
+            ids += new
+            said += [is_reply or at < stops for at in range(len(new))]
+            after_reply = is_reply
+        return ids, said
+
+
+def build_chat(tokenizer: PreTrainedTokenizerFast, config: PromptConfig, num_turns: int = 1) -> Chat:
+    """A conversation of `num_turns` questions and replies; its first question is rendered as `build_prompt` does.
+
+    Raises:
+        ConfigError: as `build_prompt`; the chat template does not end a reply with text of its own; or its text before a
+            reply is not what it shows to a model that is about to reply, so that training would not match inference.
+    """
+    turns: list[dict[str, str]] = [{"role": "system", "content": _marked(config.system)}] if config.system else []
+    for turn in range(num_turns):
+        turns.append({"role": "user", "content": f"⟦user{turn}⟧" if turn else _marked(config.user)})
+        turns.append({"role": "assistant", "content": f"⟦reply{turn}⟧"})
+    rendered = _render(tokenizer, turns, add_generation_prompt=False)
+    asked = _render(tokenizer, turns[: 2 if config.system else 1], add_generation_prompt=True)
+    if rendered.partition("⟦reply0⟧")[0].rstrip() != asked.rstrip():
+        raise ConfigError(
+            "the chat template shows a conversation otherwise than it asks for a reply: a model trained on the one would "
+            "not know the other; give chat_template: chatml, or a template with one layout"
+        )
+    rendered = asked + "⟦reply0⟧" + rendered.partition("⟦reply0⟧")[2]  # to the blank as in inference
+    pieces: list[tuple[int, ...] | str] = []
+    for index, part in enumerate(_CHAT_MARK.split(rendered)):
+        if index % 2:
+            pieces.append(part)
+        elif part:
+            pieces.append(tuple(_encode_template(tokenizer, part)))
+    stop = tuple(stop_token_ids(tokenizer)) or tuple(turn_end(tokenizer))
+    if not stop:
+        raise ConfigError("the chat template puts nothing behind a reply: a model trained with it would never stop")
+    return Chat(tuple(pieces), stop, tokenizer)
 
 
 def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:

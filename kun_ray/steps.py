@@ -156,7 +156,8 @@ class Reply:
     finish_reason: str
     text: str = ""
     logprobs: tuple[float, ...] = ()
-    """From `choose`: natural log-probability of each candidate. Shape: [len(candidates)]."""
+    """Natural logarithms. From `choose`: of each candidate, shape [len(candidates)]. From `perplexity`: of each token of the
+    prompt after the first, shape [prompt length − 1]."""
     perplexity: float | None = None
 
 

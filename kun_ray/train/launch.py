@@ -1,0 +1,271 @@
+"""The train stage on the driver: check, tokenise, start the ranks under Ray Train, admit, finish.
+
+Ray Train restarts the ranks when one is lost; each time they take the newest whole checkpoint themselves (loop.py).
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from kun_ray import execution, models, store
+from kun_ray.config import ConfigError, KunError, require, to_dict
+from kun_ray.prompts import load_tokenizer
+from kun_ray.train import curve, data
+from kun_ray.train.admission import admit
+from kun_ray.train.config import TrainConfig
+from kun_ray.train.memory import cost_of, peak_flops
+from kun_ray.train.publish import STAGING
+from kun_ray.train.resources import wait_for_room
+
+FREE = (
+    "output", "valid", "data", "model", "steps", "zero", "accelerator", "num_workers", "cpus_per_worker", "accelerator_type", "resources",
+    "wait_for_resources_s", "tokens_per_micro_batch", "packing", "attention", "gradient_checkpointing", "save_every_steps",
+    "keep_last", "eval_every_steps", "max_failures", "publish", "dry_run", "model_config", "gpu_memory_gb", "ray",
+)  # fmt: skip
+"""Fields that do not change what is learnt, or that the fingerprint holds in another form."""
+
+QUIET = {"PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+"""Environment of the ranks."""
+
+
+@ray.remote(num_cpus=0)
+class Line:
+    """Between the driver and the ranks: the wish to stop one way, what failed before the first step the other way."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._failed: tuple[str, str] | None = None
+
+    def ask(self) -> None:
+        self._asked = True
+
+    def asked(self) -> bool:
+        return self._asked
+
+    def report(self, error: str, trace: str) -> None:
+        self._failed = self._failed or (error, trace)
+
+    def failed(self) -> tuple[str, str] | None:
+        return self._failed
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Runs the stage to its end and returns its summary; the model is then in `<output>/model`.
+
+    Raises:
+        ConfigError: before any rank starts, when the configuration cannot work.
+        KunError: another run's folder, ranks that keep failing, no room on the cluster, or a model that is not admitted.
+        KeyboardInterrupt: stopped by a signal, after a checkpoint.
+    """
+    if config.dry_run:
+        from kun_ray.train.dry import dry_run
+
+        return dry_run(config)
+    tokenizer = preflight(config)
+    folder = store.open_stage(config.output, fingerprint(config), to_dict(config))
+    if folder.is_complete():
+        print(f"{config.output} is complete already; nothing to do")
+        return dict(folder.read_json(store.SUMMARY))
+    started = time.monotonic()
+    splits = {"train": config.data, **({"valid": config.valid} if config.valid else {})}
+    counts = {
+        name: data.tokenize(of, config.steps, tokenizer, config.max_tokens, folder, name) for name, of in splits.items()
+    }
+    for name, found in counts.items():
+        left_out = ", ".join(
+            f"{n} {reason} ({found['first_left_out'][reason]})" for reason, n in found["left_out"].items()
+        )
+        print(
+            f"{name}: {found['samples']:,} samples, {found['tokens']:,} tokens, {found['supervised_tokens']:,} supervised"
+            + (f"; left out: {left_out}" if left_out else ""),
+            flush=True,
+        )
+    execution.require_local_gpus(config.ray, _num_gpus(config), config.output)
+    execution.connect(config.ray, execution.local_cpus(config.num_workers * config.cpus_per_worker), dashboard=True)
+    execution.warn_if_not_shared([config.output, *([config.model] if Path(config.model).is_dir() else [])])
+    staging = Path(folder.path) / STAGING
+    restarts = 0
+    if not (staging / "kun_ray.json").is_file():
+        restarts = _fit(config, folder)
+    figures = _admit(config, staging) if config.publish.admission else None
+    shutil.rmtree(Path(folder.path) / "model", ignore_errors=True)
+    staging.rename(Path(folder.path) / "model")
+    steps = curve.read_steps(folder)
+    curve.draw(folder, steps, Path(config.output).name)
+    summary = {
+        "stage": "train",
+        "model": f"{config.output.rstrip('/')}/model",
+        "steps": len(steps["loss"]),
+        "restarts": restarts,
+        "loss": steps["loss"][max(steps["loss"])] if steps["loss"] else None,
+        "valid_loss_before": steps["valid_loss"].get(0),
+        "valid_loss": steps["valid_loss"][max(steps["valid_loss"])] if steps["valid_loss"] else None,
+        "data": counts,
+        "admission": figures,
+        "elapsed_s": round(time.monotonic() - started, 1),
+    }
+    folder.finish(summary)
+    print(
+        f"{summary['steps']} steps, loss {summary['loss']}, held out {summary['valid_loss_before']} → {summary['valid_loss']}"
+    )
+    print(f"model: {summary['model']}")
+    return summary
+
+
+def preflight(config: TrainConfig) -> Any:
+    """What can be checked without Ray or a GPU, in seconds; returns the tokenizer. Raises ConfigError."""
+    if models.is_missing_folder(config.model):
+        raise ConfigError(f"model: there is no folder {config.model}; give a folder with a model in it, or a hub id")
+    models.require_on_hub(config.model, "model")
+    filesystem, _ = store.resolve(config.output)
+    require(
+        filesystem.type_name == "local",
+        f"output: DeepSpeed writes checkpoints as files, so {config.output} must be a path on storage that all nodes mount",
+    )
+    for entry in [*config.data, *config.valid]:
+        require(store.Folder(entry.path).exists(), f"data.path: there is no file or folder {entry.path}")
+    ranks, share = config.num_workers, config.zero.hpz_partition_size
+    require(ranks % share == 0, f"zero.hpz_partition_size ({share}) must divide num_workers ({ranks})")
+    return load_tokenizer(
+        models.fetch_model(config.model, weights=False), config.chat_template, config.trust_remote_code
+    )
+
+
+def fingerprint(config: TrainConfig) -> dict[str, Any]:
+    """What decides the weights, for the manifest. Ranks, sharding and packing do not."""
+    plain = to_dict(config)
+    return {
+        "model": {"path": config.model, "weights": models.model_digest(config.model)},
+        "data": [{**entry, "content": _content(entry["path"])} for entry in plain["data"]],
+        "prompts": {e.task: to_dict(getattr(config.steps, e.task).prompt) for e in config.data if e.task != "chat"},
+        "training": {name: value for name, value in plain.items() if name not in FREE},
+    }
+
+
+def _content(path: str) -> str:
+    """Identity of a data file or of an export's files."""
+    import hashlib
+
+    folder = store.Folder(path)
+    digest = hashlib.blake2b(digest_size=16)
+    names = [f"{path.rstrip('/')}/{form.format(split)}" for form in data.EXPORTED for split in ("train", "valid")]
+    for name in names if folder.exists("_SUCCESS") else [path]:
+        if store.Folder(name).exists():
+            filesystem, at = store.resolve(name)
+            with filesystem.open_input_stream(at) as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def _fit(config: TrainConfig, folder: store.Folder) -> int:
+    """Trains to the last step and writes `model.tmp`. Returns how often the ranks were started again."""
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from kun_ray.train.loop import train_rank
+
+    gpu = config.accelerator == "gpu"
+    each = {"CPU": config.cpus_per_worker, **({"GPU": 1.0} if gpu else {}), **config.resources}
+    wait_for_room([each] * config.num_workers, config.wait_for_resources_s, config.output, config.accelerator_type)
+    line = Line.remote()  # type: ignore[attr-defined]
+    cost = cost_of(models.fetch_model(config.model, weights=False), config)
+    job = {"config": config, "cost": cost, "peak_flops": _peak(config), "line": line}
+    internal = Path(folder.path) / "_ray_train"
+    trainer = TorchTrainer(
+        train_rank,
+        train_loop_config=job,
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=3600),
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=gpu,
+            resources_per_worker=each,
+            accelerator_type=config.accelerator_type,
+        ),
+        run_config=RunConfig(
+            name=str(int(time.time())),
+            storage_path=str(internal),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            logging_config=LoggingConfig(log_level="ERROR"),
+            worker_runtime_env={"env_vars": {**QUIET, "DS_ACCELERATOR": "cuda" if gpu else "cpu"}},
+        ),
+    )
+    starts = len(curve.read_starts(folder))
+    errors: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            errors.append(error)
+
+    with (
+        execution.stopping(lambda: ray.get(line.ask.remote()), 3600.0) as stopped,
+        curve.follow(folder, config.ray.log_every_s),
+    ):
+        # In the main thread, Ray Train would put its own handler in the place of ours, which ends without a checkpoint.
+        thread = threading.Thread(target=fit, name="fit", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.2)
+    shutil.rmtree(internal, ignore_errors=True)
+    failed = ray.get(line.failed.remote())
+    if failed is not None:
+        error, trace = failed
+        if error.startswith("ConfigError: "):
+            raise ConfigError(error.removeprefix("ConfigError: "))
+        raise KunError(f"the ranks could not start: {error}\n{trace}")
+    if errors:
+        raise KunError(
+            f"training ended early: {execution.root_cause(errors[0])}\n"
+            "Whole checkpoints are kept; run the same command again to continue from the newest."
+        ) from errors[0]
+    if stopped.is_set() and not (Path(folder.path) / STAGING / "kun_ray.json").is_file():
+        raise KeyboardInterrupt
+    return max(0, len(curve.read_starts(folder)) - starts - 1)
+
+
+def _admit(config: TrainConfig, staging: Path) -> dict[str, float]:
+    """Runs admission where an engine's resources are."""
+    from kun_ray.engine import environment
+    from kun_ray.train.admission import check_files, engine_config
+
+    settings = engine_config(staging, check_files(staging), config)
+    remote = ray.remote(
+        num_cpus=min(1.0, config.cpus_per_worker),
+        num_gpus=settings.num_gpus(),
+        max_retries=0,
+        runtime_env={"env_vars": environment(settings, 1)},
+    )(admit)
+    print("admission: comparing a vLLM engine with the trainer …", flush=True)
+    try:
+        figures: dict[str, float] = ray.get(remote.remote(str(staging), config))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, KunError):
+            raise error.cause from None
+        raise KunError(f"admission: no vLLM engine could load {staging}: {execution.root_cause(error)}") from error
+    except ray.exceptions.RayError as error:
+        raise KunError(f"admission: the engine's process died ({execution.root_cause(error)})") from error
+    print(f"admitted: mean |Δ log p| {figures['mean_abs_diff']:.4f} nats over {figures['num_tokens']:.0f} tokens")
+    return figures
+
+
+def _num_gpus(config: TrainConfig) -> float:
+    return config.num_workers if config.accelerator == "gpu" else 0
+
+
+def _peak(config: TrainConfig) -> float | None:
+    if config.accelerator != "gpu":
+        return None
+    kinds = [
+        name.removeprefix("accelerator_type:")
+        for name in ray.cluster_resources()
+        if name.startswith("accelerator_type:")
+    ]
+    return peak_flops(config.accelerator_type or (kinds[0] if len(kinds) == 1 else ""))

@@ -1,0 +1,77 @@
+"""Room on the cluster for the ranks of a training run: a finite wait, and who holds what when it ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+
+from kun_ray import execution
+from kun_ray.config import KunError
+
+
+def wait_for_room(
+    bundles: list[dict[str, float]], wait_s: float, what: str, accelerator_type: str | None = None
+) -> None:
+    """Returns once the cluster has room for all `bundles` at once.
+
+    Raises:
+        ConfigError: it could never have.
+        KunError: it had none for `wait_s` seconds; the message says who holds the resources.
+    """
+    if accelerator_type:
+        bundles = [{**bundle, f"accelerator_type:{accelerator_type}": 0.001} for bundle in bundles]
+    needs: dict[str, float] = {}
+    for bundle in bundles:
+        for name, amount in bundle.items():
+            needs[name] = needs.get(name, 0.0) + amount
+    execution.require_resources(needs, what)
+    group = placement_group(bundles, strategy="PACK", name=f"waiting: {what}")
+    try:
+        ready, _ = ray.wait([group.ready()], timeout=10)
+        if not ready:
+            print(f"{what} waits for {_shown(needs)}; {holders()}", flush=True)
+            ready, _ = ray.wait([group.ready()], timeout=max(0.0, wait_s - 10))
+        if not ready:
+            raise KunError(
+                f"{what} needs {_shown(needs)}, which were not free within {wait_s:g} s; {holders()}. End that, wait longer "
+                "(wait_for_resources_s), or ask for less (num_workers)"
+            )
+    finally:
+        remove_placement_group(group)
+
+
+def holders() -> str:
+    """What is taken on the cluster, and by which placement groups and actors."""
+    total, free = ray.cluster_resources(), ray.available_resources()
+    taken = {name: total[name] - free.get(name, 0.0) for name in ("GPU", "CPU") if total.get(name)}
+    groups = [
+        f"{entry['name'] or 'a placement group'} ({_shown(_sum(entry['bundles'].values()))})"
+        for entry in placement_group_table().values()
+        if entry["state"] == "CREATED"
+    ]
+    return f"taken now: {_shown(taken)}" + (f", by {', '.join(groups + _actors())}" if groups or _actors() else "")
+
+
+def _actors() -> list[str]:
+    """Living actors and what they hold; needs the cluster's dashboard, and is silent without it."""
+    from ray.util.state import list_actors
+
+    try:
+        found: list[Any] = list_actors(filters=[("state", "=", "ALIVE")], detail=True, timeout=5)
+    except Exception:  # a local Ray without a dashboard has no state API; the wait itself does not need it
+        return []
+    return [f"{a.class_name} ({_shown(a.required_resources or {})})" for a in found if (a.required_resources or {})]
+
+
+def _sum(parts: Any) -> dict[str, float]:
+    whole: dict[str, float] = {}
+    for part in parts:
+        for name, amount in part.items():
+            whole[name] = whole.get(name, 0.0) + amount
+    return whole
+
+
+def _shown(resources: dict[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items()) or "nothing"
