@@ -17,7 +17,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 from omegaconf import MISSING
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from kun_ray.config import ConfigError, require
@@ -32,6 +32,7 @@ CHATML = (
 
 _MARK = re.compile(f"⟦({'|'.join(FIELDS)})⟧")
 _CHAT_MARK = re.compile(rf"⟦({'|'.join(FIELDS)}|user\d+|reply\d+)⟧")
+_WRITTEN_CONTROL = re.compile(r"\[/?[A-Z_]{2,20}\]|<</?[A-Z_]{2,20}>>")
 _MARKUP = re.compile(r"[^\w\s]")
 
 
@@ -253,6 +254,17 @@ def _text_encoder(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     encoder: Tokenizer = copy.deepcopy(tokenizer.backend_tokenizer)
     encoder.add_special_tokens(list(_control_tokens(tokenizer)))
     encoder.encode_special_tokens = True
+    # Llama-2's [INST] and <<SYS>> are ordinary text even in its template: letter by letter they have other ids than there.
+    written = sorted(set(_WRITTEN_CONTROL.findall(str(tokenizer.chat_template or ""))))
+    if written:
+        inner = [
+            f"(?<={re.escape(word[:i])}){re.escape(word[i])}(?={re.escape(word[i + 1 :])})"
+            for word in written
+            for i in range(1, len(word) - 1)
+        ]
+        split = pre_tokenizers.Split(Regex("|".join(inner)), "isolated")
+        own = encoder.pre_tokenizer
+        encoder.pre_tokenizer = split if own is None else pre_tokenizers.Sequence([split, own])
     return encoder
 
 
