@@ -15,7 +15,6 @@ import re
 import string
 from typing import Any
 
-from jinja2 import TemplateError
 from omegaconf import MISSING
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -132,12 +131,8 @@ def build_prompt(tokenizer: PreTrainedTokenizerFast, config: PromptConfig, reply
     if config.system:
         messages.insert(0, {"role": "system", "content": _marked(config.system)})
     rendered = _render(tokenizer, messages, add_generation_prompt=True)
-    pieces: list[tuple[int, ...] | str] = []
-    for index, part in enumerate(_MARK.split(rendered)):
-        if index % 2:
-            pieces.append(part)
-        elif part:
-            pieces.append(tuple(_encode_template(tokenizer, part)))
+    parts = enumerate(_MARK.split(rendered))
+    pieces = (part if index % 2 else tuple(_encode_template(tokenizer, part)) for index, part in parts if part)
     prompt = Prompt(tuple(pieces), tokenizer)
     return prompt.extended(encode_text(tokenizer, reply_prefix)) if reply_prefix else prompt
 
@@ -256,15 +251,11 @@ def _text_encoder(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     encoder.encode_special_tokens = True
     # Llama-2's [INST] and <<SYS>> are ordinary text even in its template: letter by letter they have other ids than there.
     written = sorted(set(_WRITTEN_CONTROL.findall(str(tokenizer.chat_template or ""))))
-    if written:
-        inner = [
-            f"(?<={re.escape(word[:i])}){re.escape(word[i])}(?={re.escape(word[i + 1 :])})"
-            for word in written
-            for i in range(1, len(word) - 1)
-        ]
-        split = pre_tokenizers.Split(Regex("|".join(inner)), "isolated")
+    cuts = [(re.escape(w[:i]), re.escape(w[i]), re.escape(w[i + 1 :])) for w in written for i in range(1, len(w) - 1)]
+    if cuts:
+        split = pre_tokenizers.Split(Regex("|".join(f"(?<={a}){b}(?={c})" for a, b, c in cuts)), "isolated")
         own = encoder.pre_tokenizer
-        encoder.pre_tokenizer = split if own is None else pre_tokenizers.Sequence([split, own])
+        encoder.pre_tokenizer = pre_tokenizers.Sequence([split, own]) if own is not None else split
     return encoder
 
 
@@ -281,7 +272,7 @@ def _control_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
 def _render(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
     try:
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt))
-    except TemplateError as error:
+    except Exception as error:  # a template is a program that comes with the model: it may raise anything
         roles = " + ".join(turn["role"] for turn in turns)
         raise ConfigError(f"the chat template does not take the turns {roles}: {error}") from None
 
