@@ -15,9 +15,8 @@ import re
 import string
 from typing import Any
 
-from jinja2 import TemplateError
 from omegaconf import MISSING
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from kun_ray.config import ConfigError, require
@@ -32,6 +31,7 @@ CHATML = (
 
 _MARK = re.compile(f"⟦({'|'.join(FIELDS)})⟧")
 _CHAT_MARK = re.compile(rf"⟦({'|'.join(FIELDS)}|user\d+|reply\d+)⟧")
+_WRITTEN_CONTROL = re.compile(r"\[/?[A-Z_]{2,20}\]|<</?[A-Z_]{2,20}>>")
 _MARKUP = re.compile(r"[^\w\s]")
 
 
@@ -131,12 +131,8 @@ def build_prompt(tokenizer: PreTrainedTokenizerFast, config: PromptConfig, reply
     if config.system:
         messages.insert(0, {"role": "system", "content": _marked(config.system)})
     rendered = _render(tokenizer, messages, add_generation_prompt=True)
-    pieces: list[tuple[int, ...] | str] = []
-    for index, part in enumerate(_MARK.split(rendered)):
-        if index % 2:
-            pieces.append(part)
-        elif part:
-            pieces.append(tuple(_encode_template(tokenizer, part)))
+    parts = enumerate(_MARK.split(rendered))
+    pieces = (part if index % 2 else tuple(_encode_template(tokenizer, part)) for index, part in parts if part)
     prompt = Prompt(tuple(pieces), tokenizer)
     return prompt.extended(encode_text(tokenizer, reply_prefix)) if reply_prefix else prompt
 
@@ -253,6 +249,13 @@ def _text_encoder(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     encoder: Tokenizer = copy.deepcopy(tokenizer.backend_tokenizer)
     encoder.add_special_tokens(list(_control_tokens(tokenizer)))
     encoder.encode_special_tokens = True
+    # Llama-2's [INST] and <<SYS>> are ordinary text even in its template: letter by letter they have other ids than there.
+    written = sorted(set(_WRITTEN_CONTROL.findall(str(tokenizer.chat_template or ""))))
+    cuts = [(re.escape(w[:i]), re.escape(w[i]), re.escape(w[i + 1 :])) for w in written for i in range(1, len(w) - 1)]
+    if cuts:
+        split = pre_tokenizers.Split(Regex("|".join(f"(?<={a}){b}(?={c})" for a, b, c in cuts)), "isolated")
+        own = encoder.pre_tokenizer
+        encoder.pre_tokenizer = pre_tokenizers.Sequence([split, own]) if own is not None else split
     return encoder
 
 
@@ -269,7 +272,7 @@ def _control_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
 def _render(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
     try:
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt))
-    except TemplateError as error:
+    except Exception as error:  # a template is a program that comes with the model: it may raise anything
         roles = " + ".join(turn["role"] for turn in turns)
         raise ConfigError(f"the chat template does not take the turns {roles}: {error}") from None
 
