@@ -74,7 +74,7 @@ def make_run(folder: Path, num_rows: int) -> None:
     stage = open_stage(str(folder / "generate"), {"pools": {"one": {"steps": STEPS}}}, {})
     weights = [share for share, *_ in FATES]
     for start in range(0, num_rows, 512):
-        rows = []
+        rows: list[dict[str, object]] = []
         for n in range(start, min(start + 512, num_rows)):
             _, status, reason, reached = rng.choices(FATES, weights)[0]
             seed = rng.choice(seeds)

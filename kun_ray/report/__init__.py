@@ -10,10 +10,11 @@ import dataclasses
 
 from kun_ray.config import KunError, require, without_credentials
 from kun_ray.report import cards, excerpts
-from kun_ray.report.page import Measured, render
+from kun_ray.report.page import render
 from kun_ray.report.runs import PREPARE, Run, find_run
 from kun_ray.report.sample import fetch_rows
 from kun_ray.report.survey import PREPARE_STEPS, survey
+from kun_ray.report.tables import Measured
 from kun_ray.report.throughput import read_throughput
 from kun_ray.store import Folder
 
