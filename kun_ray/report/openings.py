@@ -14,30 +14,9 @@ from typing import Final
 import rjieba
 
 NOT_ASKING: Final = frozenset(
-    [
-        "请",
-        "请问",
-        "能",
-        "能够",
-        "能否",
-        "可以",
-        "可",
-        "是",
-        "有",
-        "要",
-        "会",
-        "想",
-        "应",
-        "应该",
-        "需要",
-        "必须",
-        "让",
-        "帮",
-        "帮忙",
-        "麻烦",
-        "没有",
-    ]
-)
+    ["请", "请问", "能", "能够", "能否", "可以", "可", "是", "有", "没有", "要", "会", "想", "应", "应该", "需要", "必须", "让",
+     "帮", "帮忙", "麻烦"]
+)  # fmt: skip
 """Verbs that come before the one that says what to do: politeness, modals, copulas."""
 
 

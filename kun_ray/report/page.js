@@ -182,5 +182,5 @@
     }));
   const recalled = recall();
   update();
-  if (recalled) document.getElementById("samples").scrollIntoView();
+  if (recalled) document.getElementById("samples").scrollIntoView({ behavior: "instant" });
 })();

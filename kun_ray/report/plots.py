@@ -25,7 +25,7 @@ DASHES: Final = ("solid", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 NUM_BINS: Final = 40
 SIZE: Final = (4.6, 2.3)
 """Inches; the page scales the figure to its column."""
-_STYLE: Final[dict[str, Any]] = {
+_STYLE: Final[Any] = {
     "svg.fonttype": "none", "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": GRID,
     "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "axes.grid.axis": "y", "grid.color": GRID, "axes.axisbelow": True, "lines.linewidth": 1.4, "legend.frameon": False,
@@ -43,11 +43,11 @@ def histogram(xlabel: str, series: list[Histogram], log: bool = False) -> str:
     low = min(h.percentile(0) for h in series if h.total)
     high = max(h.percentile(99.5) for h in series if h.total)
     fine = series[0].edges
-    first, last = int(np.searchsorted(fine, low)), min(int(np.searchsorted(fine, high)) + 1, len(fine) - 1)
-    last = max(last, first + 1)
+    first = int(np.searchsorted(fine, low))
+    last = max(min(int(np.searchsorted(fine, high)) + 1, len(fine) - 1), first + 1)
     # Coarse bins are whole numbers of fine ones, or whole numbers would pile up in every other bin.
     width = max(1, -(-(last - first) // NUM_BINS))
-    starts = np.arange(first, last, width)
+    starts: Array = np.arange(first, last, width)
     edges = fine[np.minimum([*starts, starts[-1] + width], len(fine) - 1)]
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure()
@@ -111,7 +111,7 @@ def _figure() -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _plain(value: float, _: int) -> str:
+def _plain(value: float, position: int | None = None) -> str:
     return f"{value:,.6g}"
 
 

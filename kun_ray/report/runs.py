@@ -173,9 +173,9 @@ def _input_of(stage: Stage, found: list[Stage]) -> Stage | None:
     base, name = stage.folder.uri.rstrip("/"), PurePosixPath(str(given)).name
     for uri in [given, f"{base.rsplit('/', 1)[0]}/{name}"] if isinstance(given, str) else []:
         try:
-            source = _read(Folder(uri)) if Folder(uri).exists() else None
+            candidate = _read(Folder(uri)) if Folder(uri).exists() else None
         except (KunError, OSError):  # a URI that this machine cannot reach: the report does without
             continue
-        if source is not None and _is_input(source, stage):
-            return source
+        if candidate is not None and _is_input(candidate, stage):
+            return candidate
     return None

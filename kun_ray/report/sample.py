@@ -7,7 +7,7 @@ by row. Memory: at most `size` ids of 16 bytes per stratum.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,18 @@ from kun_ray.scan import U64, to_hex
 from kun_ray.schema import OK
 from kun_ray.store import Folder
 
+Stratum = tuple[str, ...]
+"""What the rows of a stratum have in common; the status comes first."""
+
 
 class StratifiedSample:
     """The `size` smallest ids of each stratum seen so far."""
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._kept: dict[Hashable, U64] = {}
+        self._kept: dict[Stratum, U64] = {}
 
-    def add(self, stratum: Hashable, ids: U64) -> None:
+    def add(self, stratum: Stratum, ids: U64) -> None:
         """Offers ids, shape [rows, 2] (`scan.doc_ids`), of one stratum."""
         kept = self._kept.get(stratum)
         if kept is not None and len(kept) == self._size:
@@ -39,19 +42,19 @@ class StratifiedSample:
     def take(self, num_rows: int) -> list[str]:
         """About `num_rows` doc_ids: half of them ok rows, the others shared evenly among the strata that are not.
 
-        Strata are tuples that begin with the status. Every stratum is represented, even if that makes more rows.
+        Every stratum is represented, even if that makes more rows.
         """
         sizes = {stratum: len(ids) for stratum, ids in self._kept.items()}
-        good = {stratum: size for stratum, size in sizes.items() if isinstance(stratum, tuple) and stratum[0] == OK}
+        good = {stratum: size for stratum, size in sizes.items() if stratum[0] == OK}
         rest = {stratum: size for stratum, size in sizes.items() if stratum not in good}
         num_rest = min(sum(rest.values()), max(num_rows // 2, num_rows - sum(good.values())))
         shares = {**even_shares(good, num_rows - num_rest), **even_shares(rest, num_rest)}
         return [doc_id for stratum, share in shares.items() for doc_id in hex_ids(self._kept[stratum][:share])]
 
 
-def even_shares(sizes: dict[Hashable, int], total: int) -> dict[Hashable, int]:
+def even_shares(sizes: dict[Stratum, int], total: int) -> dict[Stratum, int]:
     """`total` split over strata as evenly as their sizes allow, at least 1 each."""
-    shares: dict[Hashable, int] = {}
+    shares: dict[Stratum, int] = {}
     left = total
     for position, (stratum, size) in enumerate(sorted(sizes.items(), key=lambda item: item[1])):
         shares[stratum] = max(1, min(size, left // (len(sizes) - position)))
