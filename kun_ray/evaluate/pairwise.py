@@ -28,6 +28,8 @@ from kun_ray.schema import FAILED, OK, doc_id
 
 FIELDS = ("instruction", "first", "second")
 FIRST, SECOND, EQUAL = range(3)
+WORTH = {FIRST: 0.0, SECOND: 1.0, EQUAL: 0.5}
+"""What a verdict is worth to the answer in the second place."""
 
 
 @dataclasses.dataclass
@@ -123,11 +125,12 @@ def combine(
         score: float | None = 0.5
         said = [verdicts.get((str(number), order)) for order in ("01", "10")]
         if pair.answers[0].strip() != pair.answers[1].strip():
-            places = [options.index(one) if one in options else None for one in said]
-            score, decided = None, [place for place in places if place in (FIRST, SECOND)]
-            counts.update(decided=len(decided), first_place=decided.count(FIRST), unjudged=None in places)
-            if None not in places:
-                winners = [{FIRST: 0.0, SECOND: 1.0}.get(places[0], 0.5), {FIRST: 1.0, SECOND: 0.0}.get(places[1], 0.5)]
+            places = [options.index(one) for one in said if one in options]
+            decided = [place for place in places if place != EQUAL]
+            counts.update(decided=len(decided), first_place=decided.count(FIRST), unjudged=len(places) < 2)
+            score = None
+            if len(places) == 2:
+                winners = WORTH[places[0]], 1 - WORTH[places[1]]
                 score = winners[0] if winners[0] == winners[1] else 0.5
                 counts.update(judged=1, consistent=winners[0] == winners[1])
         if score is not None:

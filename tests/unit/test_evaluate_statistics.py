@@ -51,7 +51,7 @@ def test_wilson_covers_what_it_says():
     assert (low, high) == (pytest.approx(0.4038, abs=1e-3), pytest.approx(0.5962, abs=1e-3))
     assert wilson(0, 0) == (0.0, 1.0)
     drawn = np.random.default_rng(0).binomial(40, 0.3, 2000)
-    covered = np.mean([low <= 0.3 <= high for low, high in map(lambda n: wilson(int(n), 40), drawn)])
+    covered = np.mean([low <= 0.3 <= high for low, high in (wilson(int(n), 40) for n in drawn)])
     assert 0.93 < covered < 0.975
 
 
