@@ -68,5 +68,5 @@ if __name__ == "__main__":
     from kun_ray.config import run_job
     from kun_ray.evaluate.choice import EvaluateConfig, evaluate
 
-    kun_ray.generate.Pool = exam.pool_class(Path(sys.argv.pop(1)), service_s=0.05)
+    kun_ray.generate.Pool = exam.pool_class(Path(sys.argv.pop(1)), service_s=0.3)
     run_job(EvaluateConfig, evaluate, __doc__)

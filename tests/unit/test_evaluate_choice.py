@@ -104,6 +104,7 @@ def test_a_prompt_shares_its_examples_and_loses_them_when_it_is_too_long(tmp_pat
 
     whole = build_prompts(suite, "关于{subject}：", 5, 10_000, count)
     budget = whole[1]["tokens"] + 5
+    print([row.get("tokens") for row in whole], budget)
     rows = build_prompts(suite, "关于{subject}：", 5, budget, count)
     assert [row["status"] for row in rows] == ["ok", "ok", "ok", "failed", "failed"]
     assert [row.get("reason") for row in rows[3:]] == ["over_context", "missing_field"]
