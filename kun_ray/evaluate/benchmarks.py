@@ -1,4 +1,4 @@
-"""C-Eval and CMMLU as published → questions → few-shot prompts of one model, as a finished stage that generate reads.
+"""C-Eval and CMMLU as published → questions → few-shot prompts of one model.
 
 choice.py and contamination.py call it. It never loads a model. Layouts: C-Eval has `dev/<subject>_dev.csv`, `val/…`, `test/…`
 with id, question, A, B, C, D, answer (not in test), explanation (dev); CMMLU has `dev/<subject>.csv`, `test/…` with an index,
@@ -15,27 +15,15 @@ import unicodedata
 from collections.abc import Callable
 from typing import Final
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from omegaconf import MISSING
 from pyarrow import fs
 
 from kun_ray import store
 from kun_ray.config import ConfigError, one_of, require
 from kun_ray.evaluate.subjects import SUBJECTS, subject
-from kun_ray.schema import DOCUMENT, FAILED, OK, doc_id, to_table
+from kun_ray.schema import FAILED, OK, doc_id
 
 LETTERS: Final = ("A", "B", "C", "D")
-QUESTION: Final = pa.schema(
-    [
-        *DOCUMENT,
-        pa.field("subject", pa.string(), nullable=False),
-        pa.field("question_id", pa.string(), nullable=False),
-        pa.field("key", pa.string()),
-        pa.field("num_shots", pa.int32()),
-    ]
-)
-"""A question as generate reads it: `source` is the benchmark, `text` the whole prompt, `key` the right option if published."""
 _RADICALS: Final = {code: unicodedata.normalize("NFKC", chr(code)) for code in (*range(0x2F00, 0x2FD6), 0x2E9F, 0x2EF3)}
 _SUPPLEMENT: Final = str.maketrans(
     "⺠⺩⻁⻄⻅⻆⻉⻋⻑⻓⻔⻘⻙⻚⻛⻜⻝⻢⻣⻤⻥⻦⻧⻨⻩⻪⻬⻮⻰",
@@ -165,17 +153,6 @@ def build_prompts(
                 row |= {"tokens": tokens, "num_shots": 0, "status": FAILED, "reason": "over_context"}
         pending = again
     return rows
-
-
-def write_questions(uri: str, rows: list[dict[str, object]], fingerprint: dict[str, object]) -> store.Folder:
-    """Rows as a finished stage; nothing is written again when it is complete. Raises KunError if it holds other questions."""
-    folder = store.open_stage(uri, fingerprint, {})
-    if not folder.is_complete():
-        for part, start in enumerate(range(0, len(rows), 2000)):
-            table = to_table(rows[start : start + 2000], QUESTION)
-            pq.write_table(table, folder.child(f"part-{part:06d}.parquet"), filesystem=folder.filesystem)
-        folder.finish({"stage": "questions", **store.prove_counts(folder, len(rows))})
-    return folder
 
 
 def _prompt(benchmark: Benchmark, header: str, question: Question, shots: int) -> str:

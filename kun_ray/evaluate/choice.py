@@ -1,37 +1,34 @@
 """The evaluate stage: C-Eval and CMMLU, few-shot, by the options' log-probabilities, one generate run per model.
 
-jobs/evaluate.py calls `evaluate`. A model's questions are a finished stage, generate answers them with the step `choose`, and
-so a run continues, refuses another model, and proves its counts as every other. results.py does the arithmetic.
+jobs/evaluate.py calls `evaluate`. benchmarks.py reads the suites and builds the prompts, asking.py makes them a generate run,
+results.py does the arithmetic.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from pathlib import PurePosixPath
 from typing import Any, cast
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
-from kun_ray import generate, models, store
-from kun_ray.choose import ChooseConfig, choose_prompt
+from kun_ray import generate, store
+from kun_ray.choose import ChooseConfig
 from kun_ray.config import ConfigError, RayConfig, one_of, require
-from kun_ray.evaluate import contamination, results
+from kun_ray.evaluate import asking, contamination, results
 from kun_ray.evaluate.benchmarks import (
     LETTERS,
     Benchmark,
     BenchmarkConfig,
     build_prompts,
     read_benchmark,
-    write_questions,
 )
 from kun_ray.evaluate.contamination import ContaminationConfig
+from kun_ray.evaluate.rows import short_names
 from kun_ray.generate import GenerateConfig
 from kun_ray.pool import PoolConfig
-from kun_ray.prompts import count_tokens, load_tokenizer
-from kun_ray.steps import StepsConfig
+from kun_ray.prompts import count_tokens
 
 
 @dataclasses.dataclass
@@ -88,9 +85,10 @@ class EvaluateConfig:
         require(bool(self.models or self.contamination.data), "nothing to do: give models=[…], or contamination.data=…")
         require("{subject}" in self.header, "header must name {subject}")
         require(not self.pool.steps, "pool.steps stays empty: evaluate runs a step of its own")
-        unknown = sorted(set(self.per_model) - set(model_names(self.models)))
-        known = ", ".join(model_names(self.models))
-        require(not unknown, f"per_model names {', '.join(unknown)}; the models are {known}")
+        names = short_names(self.models)
+        require(len(set(names)) == len(names), f"models: two are the same ({', '.join(self.models)})")
+        unknown = sorted(set(self.per_model) - set(names))
+        require(not unknown, f"per_model names {', '.join(unknown)}; the models are {', '.join(names)}")
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -103,7 +101,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     suites = [read_benchmark(name, config.suites[name]) for name in config.benchmarks or config.suites]
     for suite in suites:
         print(describe(suite), flush=True)
-    names = model_names(config.models)
+    names = short_names(config.models)
     runs = {name: _prepare(config, path, name, suites) for path, name in zip(config.models, names, strict=True)}
     found: dict[str, Any] = {}
     if config.contamination.data:
@@ -120,18 +118,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         results.show(found, config.show_subjects)
         print(f"written to {config.output}: results.json and what it names")
     return found
-
-
-def model_names(paths: list[str]) -> list[str]:
-    """A short name for each model: the last part of its path, with as many before it as tell it from the others."""
-    parts = [PurePosixPath(path.split("://")[-1].partition("?")[0]).parts for path in paths]
-    names = []
-    for mine in parts:
-        others = [other for other in parts if other != mine]
-        length = next((n for n in range(1, len(mine)) if all(mine[-n:] != o[-n:] for o in others)), len(mine))
-        names.append("-".join(part.strip("/") for part in mine[-length:] if part.strip("/")))
-    require(len(set(names)) == len(names), f"models holds one twice: {', '.join(paths)}")
-    return names
 
 
 def describe(suite: Benchmark) -> str:
@@ -154,44 +140,20 @@ def _prepare(config: EvaluateConfig, path: str, name: str, suites: list[Benchmar
         pool: PoolConfig = cast(PoolConfig, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ConfigError(f"per_model.{name}.pool: {str(error).splitlines()[0]}") from None
-    if models.is_missing_folder(path):
-        raise ConfigError(f"models: there is no folder {path}; give a folder with a model in it, or a hub id")
-    models.require_on_hub(path, "models")
-    local = models.fetch_model(path, weights=False)
-    plain = _is_plain(own.format or config.format, local, pool)
-    if plain and pool.chat_template is None:
-        pool = dataclasses.replace(pool, chat_template="chatml")  # pools ask for one, though plain prompts use none
-    choose = ChooseConfig(options=list(LETTERS), plain=plain)
-    tokenizer = load_tokenizer(local, pool.chat_template, pool.trust_remote_code)
-    hf_config = AutoConfig.from_pretrained(local, trust_remote_code=pool.trust_remote_code)
-    context = pool.max_model_len or getattr(hf_config, "max_position_embeddings", None) or math.inf
-    fixed = choose_prompt(tokenizer, choose)[0].num_fixed_tokens() + 1
+    plain = _is_plain(own.format or config.format, asking.local_files(path, "models"), pool)
+    asked = asking.open_model(pool, ChooseConfig(options=list(LETTERS), plain=plain), "models")
     rows = [
         row
         for suite in suites
         for row in build_prompts(
-            suite, config.header, config.shots, int(min(context, 2**31)) - fixed, lambda t: count_tokens(tokenizer, t)
+            suite, config.header, config.shots, asked.budget, lambda texts: count_tokens(asked.tokenizer, texts)
         )
     ]
-    folder = store.Folder(config.output).below(name)
     fingerprint: dict[str, object] = {
         "benchmarks": {suite.name: suite.digest() for suite in suites},
         "prompt": {"header": config.header, "shots": config.shots, "format": "plain" if plain else "chat"},
-        "model": path,
-        "context": context,
     }
-    questions = write_questions(folder.below("questions").uri, rows, fingerprint)
-    run = GenerateConfig(
-        input=questions.uri,
-        output=folder.below("answers").uri,
-        pools={"model": pool},
-        steps=StepsConfig(choose=choose),
-        rows_per_file=config.rows_per_file,
-        stop_grace_s=config.stop_grace_s,
-        ray=config.ray,
-    )
-    generate.preflight(run, questions)
-    return run
+    return asking.prepare_run(asked, rows, store.Folder(config.output).below(name), fingerprint, config)
 
 
 def _is_plain(format: str, path: str, pool: PoolConfig) -> bool:

@@ -5,6 +5,7 @@ contamination.py, pairwise.py and review.py read with it. It streams, and change
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,7 @@ import orjson
 import pyarrow.parquet as pq
 
 from kun_ray import store
-from kun_ray.config import ConfigError, KunError, without_credentials
+from kun_ray.config import ConfigError, KunError, require, without_credentials
 from kun_ray.schema import OK
 
 Row = dict[str, Any]
@@ -79,3 +80,56 @@ def _read_jsonl(folder: store.Folder, path: str) -> Iterator[Row]:
             if turns:
                 row |= {"instruction": turns[0]["value"], "output": turns[-1]["value"]}
             yield {"id": f"{path.rsplit('/', 1)[-1]}:{number}", "source": "", **row}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One instruction and what one or more models answered."""
+
+    id: str
+    instruction: str
+    answers: tuple[str, ...]
+
+
+def read_pairs(uri: str) -> dict[str, tuple[str, str]]:
+    """Instruction → (id, answer) of every row that has both; the first answer counts if an instruction comes twice."""
+    found: dict[str, tuple[str, str]] = {}
+    for row in read_rows(uri):
+        asked, answered = instruction(row), reply(row)
+        if asked and answered:
+            found.setdefault(asked.strip(), (str(row["id"]), answered))
+    return found
+
+
+def paired(uris: list[str]) -> list[Pair]:
+    """The instructions that two sources have in common, with both answers. Raises ConfigError when there are none."""
+    first, second = (read_pairs(uri) for uri in uris)
+    pairs = [Pair(first[a][0], a, (first[a][1], second[a][1])) for a in first if a in second]
+    if not pairs:
+        shown = [without_credentials(uri) for uri in uris]
+        raise ConfigError(
+            f"{shown[0]} ({len(first):,} instructions with an answer) and {shown[1]} ({len(second):,}) have no instruction in "
+            "common: both models must have answered the same ones"
+        )
+    return pairs
+
+
+def source_names(uris: list[str], names: list[str]) -> list[str]:
+    """A name for each source: those given, or the parts in which their paths differ."""
+    if names:
+        require(len(names) == len(uris), f"names: {len(uris)} are needed, one for each of answers")
+    else:
+        names = short_names(uris)
+    require(len(set(names)) == len(names), f"names: two are the same ({', '.join(names)})")
+    return list(names)
+
+
+def short_names(paths: list[str]) -> list[str]:
+    """The last part of each path, with as many before it as tell it from the others."""
+    parts = [[p for p in path.split("://")[-1].partition("?")[0].split("/") if p not in ("", ".")] for path in paths]
+    names = []
+    for number, mine in enumerate(parts):
+        others = [other for n, other in enumerate(parts) if n != number]
+        length = next((n for n in range(1, len(mine)) if all(mine[-n:] != o[-n:] for o in others)), len(mine))
+        names.append("-".join(mine[-length:]))
+    return names

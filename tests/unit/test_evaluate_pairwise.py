@@ -1,0 +1,106 @@
+"""Two orders, one verdict; what the judge reads; and whose answers are compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kun_ray.config import ConfigError, KunError, load
+from kun_ray.evaluate.pairwise import PairwiseConfig, _prepare, combine, fill
+from kun_ray.evaluate.rows import Pair, paired, read_rows, short_names, source_names
+
+CONF = str(Path(__file__).parents[2] / "conf/pairwise.yaml")
+OPTIONS = ["A", "B", "C"]
+
+
+def verdicts(*said: str) -> dict[tuple[str, str], str | None]:
+    """`AB`: the judge answers A in the first order and B in the second; `-` stands for no verdict."""
+    return {
+        (str(n), order): None if letter == "-" else letter
+        for n, both in enumerate(said)
+        for order, letter in zip(("01", "10"), both, strict=True)
+    }
+
+
+def test_a_pair_is_won_only_in_both_orders():
+    said = ["AB", "BA", "AA", "BB", "CC", "AC", "A-"]
+    pairs = [Pair(str(n), f"问题{n}", ("甲", "乙")) for n in range(len(said))] + [Pair("7", "问题", ("同", "同 "))]
+    found = combine(pairs, verdicts(*said), ["old", "new"], OPTIONS)
+    assert [line["winner"] for line in found["lines"]] == ["old", "new", "tie", "tie", "tie", "tie", None, "tie"]
+    assert (found["wins"], found["losses"], found["ties"]) == (1, 1, 5) and found["pairs"] == 7
+    assert found["rate"] == pytest.approx(0.5) and found["unjudged"] == 1
+    assert (found["judged"], found["consistent"]) == (6, 3)  # AB, BA and CC
+    assert (found["decided"], found["first_place"]) == (10, 6)  # C twice and once, and the one that is missing
+
+
+def test_the_rate_is_the_second_models():
+    pairs = [Pair(str(n), f"问题{n}", ("甲", "乙")) for n in range(40)]
+    found = combine(pairs, verdicts(*["BA"] * 30, *["AB"] * 10), ["old", "new"], OPTIONS)
+    assert found["rate"] == 0.75 and found["interval"][0] > 0.58 and found["interval"][1] < 0.9
+    assert found["p"] == pytest.approx(0.0022, abs=2e-4)
+
+
+def test_the_judge_sees_both_orders_and_braces_in_answers_stay():
+    pair = Pair("1", "写出{first}的用法", ("甲{second}", "乙{instruction}"))
+    prompt = "问{instruction}一{first}二{second}"
+    assert fill(prompt, pair, turned=False) == "问写出{first}的用法一甲{second}二乙{instruction}"
+    assert fill(prompt, pair, turned=True) == "问写出{first}的用法一乙{instruction}二甲{second}"
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return str(path)
+
+
+def test_answers_are_paired_by_instruction(tmp_path):
+    one = write(
+        tmp_path / "a.jsonl",
+        [{"instruction": "问一", "output": "甲一"}, {"instruction": "问二", "output": "甲二"}, {"instruction": "问三"}],
+    )
+    chat = [{"from": "human", "value": " 问二 "}, {"from": "gpt", "value": "乙二"}]
+    two = write(tmp_path / "b.jsonl", [{"conversations": chat, "id": "x"}, {"instruction": "问三", "answer": "乙三"}])
+    assert paired([one, two]) == [Pair("a.jsonl:2", "问二", ("甲二", "乙二"))]
+    alpaca = write(tmp_path / "c.jsonl", [{"instruction": "问", "input": "材料", "output": "答"}])
+    with pytest.raises(ConfigError, match=r"a.jsonl \(2 instructions.*c.jsonl \(1\) have no instruction in common"):
+        paired([one, alpaca])
+    (tmp_path / "d.jsonl").write_text("[1, 2]\n")
+    with pytest.raises(KunError, match=r"d.jsonl, line 1: not a JSON object"):
+        list(read_rows(str(tmp_path / "d.jsonl")))
+    with pytest.raises(ConfigError, match="neither a finished generate stage"):
+        list(read_rows(str(tmp_path)))
+
+
+def test_names_are_as_short_as_tells_them_apart():
+    assert short_names(["runs/a/answers", "runs/b/answers", "hub/yi"]) == ["a-answers", "b-answers", "yi"]
+    assert short_names(["s3://bucket/models/yi?region=x", "/models/kun/"]) == ["yi", "kun"]
+    assert source_names(["x", "y"], ["旧", "新"]) == ["旧", "新"]
+    with pytest.raises(ConfigError, match="two are the same"):
+        source_names(["x", "x"], [])
+    with pytest.raises(ConfigError, match="2 are needed"):
+        source_names(["x", "y"], ["旧"])
+
+
+def test_each_pair_becomes_two_rows_and_a_long_one_fails_alone(tmp_path, model_folder):
+    model = model_folder(context=700)
+    answers = [f"answers=[{tmp_path}/a.jsonl,{tmp_path}/b.jsonl]", f"output={tmp_path}/out", f"judge.model={model}"]
+    config = load(PairwiseConfig, [CONF, *answers, "judge.accelerator=cpu", "judge.max_model_len=700"])
+    pairs = [
+        Pair("1", "说说春天", ("春天来了。", "花开了。")),
+        Pair("2", "说说夏天", ("热。", "热。")),
+        Pair("3", "说说秋天", ("叶子落了。" * 300, "凉了。")),
+    ]
+    run = _prepare(config, pairs)
+    from kun_ray.store import Folder
+
+    rows = Folder(run.input).dataset().to_table().to_pylist()
+    assert [(row["question_id"], row["subject"], row["status"]) for row in rows] == [
+        ("0", "01", "ok"),
+        ("0", "10", "ok"),
+        ("2", "01", "failed"),
+        ("2", "10", "failed"),
+    ]
+    first, second = rows[0]["text"], rows[1]["text"]
+    assert first.index("春天来了") < first.index("花开了") and second.index("花开了") < second.index("春天来了")
+    assert rows[2]["reason"] == "over_context" and len({row["doc_id"] for row in rows}) == 4
