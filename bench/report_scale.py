@@ -78,7 +78,7 @@ def make_run(folder: Path, num_rows: int) -> None:
         for n in range(start, min(start + 512, num_rows)):
             _, status, reason, reached = rng.choices(FATES, weights)[0]
             seed = rng.choice(seeds)
-            row = {
+            row: dict[str, object] = {
                 "doc_id": doc_id("bench", "f", n, ""),
                 "source": f"source{n % 3}",
                 "status": status,

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 from kun_ray.archives import CHUNK_BYTES, ByteStream, texts
 from kun_ray.cleaning import find_personal, mask_personal
 from kun_ray.config import KunError
-from kun_ray.sources import StreamError
 from kun_ray.documents import Extract
 from kun_ray.records import split
 from kun_ray.report.runs import Stage
+from kun_ray.sources import StreamError
 from kun_ray.store import is_local
 
 MAX_CHARS: Final = 2000

@@ -111,7 +111,7 @@ def _figure() -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _plain(value: float, position: int | None = None) -> str:
+def _plain(value: float, position: float) -> str:
     return f"{value:,.6g}"
 
 

@@ -14,7 +14,8 @@ from kun_ray.config import run_job
 
 if __name__ == "__main__":
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # for the workers of the Ray that this process starts
+    # for the workers of the Ray that this process starts
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     plan = fake.Plan(**json.loads(Path(sys.argv.pop(1)).read_text()))
     kun_ray.generate.Pool = fake.pool_class(plan)
     run_job(kun_ray.generate.GenerateConfig, kun_ray.generate.generate, __doc__)
