@@ -74,19 +74,8 @@ def load(schema: type[T], argv: list[str]) -> T:
     Raises:
         ConfigError: unreadable file, unknown key (the nearest valid one is named), wrong type, missing value.
     """
-    merged = OmegaConf.structured(schema)
-    for arg in argv:
-        try:
-            merged = OmegaConf.merge(merged, _parse(arg))
-        except ConfigKeyError as error:
-            key = error.full_key or str(error.key)
-            raise ConfigError(f"unknown key `{key}` in `{arg}`{_nearest(schema, key)}") from None
-        except ConfigError:
-            raise
-        except Exception as error:  # OmegaConf lets errors of its parsers and converters through as they are
-            raise ConfigError(f"`{getattr(error, 'full_key', None) or arg}` in `{arg}`: {_first_line(error)}") from None
     try:
-        config = OmegaConf.to_object(merged)
+        config = OmegaConf.to_object(merge(schema, argv))
     except MissingMandatoryValue as error:
         raise ConfigError(
             f"`{error.full_key}` has no value: give it in the YAML file or as {error.full_key}=…"
@@ -96,6 +85,26 @@ def load(schema: type[T], argv: list[str]) -> T:
     except Exception as error:
         raise ConfigError(f"`{getattr(error, 'full_key', None) or 'configuration'}`: {_first_line(error)}") from None
     return typing.cast(T, config)
+
+
+def merge(schema: type, argv: list[str]) -> DictConfig:
+    """As `load`, but nothing is checked that needs all values: fields may still be missing."""
+    merged: Any = OmegaConf.structured(schema)
+    for arg in argv:
+        try:
+            key, is_setting, value = arg.partition("=")
+            if is_setting and any(part.isdigit() for part in key.split(".")):  # an item of a list: data.0.path=…
+                OmegaConf.update(merged, key, _parse(f"value={value}").value, merge=True)
+            else:
+                merged = OmegaConf.merge(merged, _parse(arg))
+        except ConfigKeyError as error:
+            key = error.full_key or str(error.key)
+            raise ConfigError(f"unknown key `{key}` in `{arg}`{_nearest(schema, key)}") from None
+        except ConfigError:
+            raise
+        except Exception as error:  # OmegaConf lets errors of its parsers and converters through as they are
+            raise ConfigError(f"`{getattr(error, 'full_key', None) or arg}` in `{arg}`: {_first_line(error)}") from None
+    return typing.cast(DictConfig, merged)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from omegaconf import MISSING
 
 from kun_ray.config import ConfigError, one_of, require
 from kun_ray.lastwords import Tail
-from kun_ray.steps import Reply, Sampling
+from kun_ray.replies import Reply
+from kun_ray.steps import Sampling
 
 OWN_FIELDS = (
     "model",

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 PENDING = ".pending.parquet"
 """Ray Data's record of a write that has begun; it loses this suffix when the file is whole."""
 _KUN_ERROR = re.compile(r"^kun_ray\.config\.KunError: (.+)$", re.MULTILINE)
+LOCAL_CODE = "KUN_RAY_LOCAL_CODE"
+"""Environment variable of a stage whose Ray runs on this machine, started by a pipeline: its workers import this code."""
 LOCAL_MIN_CPUS = 4
 """Logical CPUs of a local Ray: reading, filtering and writing each want one beside the engines'."""
 
@@ -45,8 +47,8 @@ def connect(config: RayConfig, min_cpus: int = LOCAL_MIN_CPUS, dashboard: bool =
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": True}
     try:
         if address:
-            submitted = SUBMITTED in os.environ  # `ray job submit` has shipped the code already
-            runtime_env = None if submitted else {"py_modules": [str(Path(__file__).parent)]}
+            has_code = SUBMITTED in os.environ or LOCAL_CODE in os.environ  # `ray job submit` ships the code itself
+            runtime_env = None if has_code else {"py_modules": [str(Path(__file__).parent)]}
             ray.init(address=address, runtime_env=runtime_env, **quiet)
         else:
             store = int(config.object_store_gb * 1e9) if config.object_store_gb else None

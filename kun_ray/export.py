@@ -83,16 +83,9 @@ def export(config: ExportConfig) -> None:
     source = require_complete(config.input)
     if f"{Folder(config.output).path}/".startswith(f"{source.path}/"):
         raise ConfigError(f"output={config.output} lies in the input: choose another folder")
-    manifest = source.read_json(MANIFEST)
-    fingerprint = {
-        **to_dict(config),
-        "input_data": input_fingerprint(source),
-        "generate": formats.digest(manifest["fingerprint"]),
-    }
-    for place in ("input", "output", "lease_s"):
-        del fingerprint[place]
+    identity = fingerprint(config, source)
     if Folder(config.output).is_complete():
-        summary = open_stage(config.output, fingerprint, to_dict(config)).read_json(SUMMARY)
+        summary = open_stage(config.output, identity, to_dict(config)).read_json(SUMMARY)
         print(
             f"{config.output} is complete ({summary['train']:,} train, {summary['valid']:,} valid rows): nothing to do",
             flush=True,
@@ -104,16 +97,23 @@ def export(config: ExportConfig) -> None:
     rows = selection.scan(source, config.reply, "score" in columns)
     fates = selection.choose(rows, config.selection)
     splits = selection.split(rows, fates, config.valid_fraction)
-    summary = {**_summary(rows, fates, splits), "generate_digest": fingerprint["generate"]}
+    summary = {**_summary(rows, fates, splits), "generate_digest": identity["generate"]}
     _require_rows(config, rows, summary)
     chosen = f"{summary['train']:,} train and {summary['valid']:,} valid rows chosen"
     print(f"{config.input}: {rows.num_rows:,} rows read, {chosen}", flush=True)
 
     _refuse_foreign(config.output)
-    with lease.opened(config.output, fingerprint, to_dict(config), config.lease_s) as target:
+    with lease.opened(config.output, identity, to_dict(config), config.lease_s) as target:
         if target.is_complete():  # another run of this very export ended just now
             return
-        _write(config, source, target, splits, summary, fingerprint, manifest["fingerprint"])
+        _write(config, source, target, splits, summary, identity, source.read_json(MANIFEST)["fingerprint"])
+
+
+def fingerprint(config: ExportConfig, source: Folder) -> dict[str, Any]:
+    """What decides an export's files."""
+    generate = formats.digest(source.read_json(MANIFEST)["fingerprint"])
+    found = {**to_dict(config), "input_data": input_fingerprint(source), "generate": generate}
+    return {name: value for name, value in found.items() if name not in ("input", "output", "lease_s")}
 
 
 def _write(
@@ -122,7 +122,7 @@ def _write(
     target: Folder,
     splits: selection.Array,
     summary: dict[str, Any],
-    fingerprint: dict[str, Any],
+    identity: dict[str, Any],
     generate: dict[str, Any],
 ) -> None:
     """The files of an export, their proof and the card."""
@@ -137,7 +137,7 @@ def _write(
     ]
     prove(summary)
     target.write_json("dataset_info.json", card.dataset_info(config.dataset_name, summary["files"]))
-    settings = {key: fingerprint[key] for key in ("selection", "reply", "with_text_as_input", "valid_fraction")}
+    settings = {key: identity[key] for key in ("selection", "reply", "with_text_as_input", "valid_fraction")}
     text = card.data_card(config.dataset_name, config.licence, config.sources, settings, summary, generate)
     target.write_text("README.md", text)
     target.finish(summary)

@@ -107,4 +107,7 @@ def fingerprint(config: GenerateConfig, source: store.Folder) -> dict[str, Any]:
             for name, pool in config.pools.items()
         },
         "steps": {name: steps[name] for name in used},
+        "adapters": {
+            name: models.model_digest(adapter) for name in used if (adapter := (steps[name] or {}).get("adapter"))
+        },
     }

@@ -19,6 +19,7 @@ from omegaconf import MISSING
 from transformers import AutoConfig
 
 from kun_ray import execution, lease, ledger, models, placement, retry, store
+from kun_ray.adapters import check_adapter
 from kun_ray.board import new_board
 from kun_ray.config import ConfigError, KunError, RayConfig, require, to_dict
 from kun_ray.engine import check_engine_arguments, check_engine_installed
@@ -27,6 +28,7 @@ from kun_ray.lease import LEASE_S
 from kun_ray.pool import DEFERRED, Pool, PoolConfig
 from kun_ray.progress import Monitor, duration
 from kun_ray.prompts import load_tokenizer
+from kun_ray.room import wait_for_room
 from kun_ray.schema import FAILED, OK, STATUSES, STEP_RESULTS
 from kun_ray.steps import StepsConfig, build_step
 from kun_ray.suspects import SUSPECTS
@@ -59,6 +61,8 @@ class GenerateConfig:
     """Rows that may wait between two pools."""
     retry: str | None = None
     """`failed` runs the failed rows once more, whatever had failed in them, and puts the new ones in their place."""
+    wait_for_resources_s: float = 600.0
+    """How long to wait for GPUs that others hold, before giving up and naming them."""
     stop_grace_s: float = 120.0
     """After Ctrl-C or SIGTERM, seconds for the rows in flight to finish."""
     lease_s: float = LEASE_S
@@ -95,8 +99,9 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     for pool in config.pools.values():
         pool.chat_template = models.read_chat_template(pool.chat_template)
     preflight(config, source)
-    identity = fingerprint(config, source)
-    with lease.opened(config.output, identity, to_dict(config), config.lease_s, reopen=bool(config.retry)) as folder:
+    with lease.opened(
+        config.output, fingerprint(config, source), to_dict(config), config.lease_s, reopen=bool(config.retry)
+    ) as folder:
         if config.retry or not folder.is_complete():
             execution.drop_unfinished(folder)
             retry.finish_withdrawal(folder)
@@ -106,6 +111,15 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
             print(f"{config.output} is complete already; nothing to do")
             return dict(folder.read_json(store.SUMMARY))
         return _complete(config, source, folder)
+
+
+def identity(config: GenerateConfig) -> dict[str, Any]:
+    """What decides this stage's output, of a configuration that has not run yet. Raises KunError without its input."""
+    pools = {
+        name: dataclasses.replace(pool, chat_template=models.read_chat_template(pool.chat_template))
+        for name, pool in config.pools.items()
+    }
+    return fingerprint(dataclasses.replace(config, pools=pools), store.require_complete(config.input))
 
 
 def _complete(config: GenerateConfig, source: store.Folder, folder: store.Folder) -> dict[str, Any]:
@@ -137,6 +151,7 @@ def _run(
     execution.connect(config.ray, execution.local_cpus(sum(p.replicas * p.num_cpus for p in config.pools.values())))
     if not config.ray.autoscaling:
         placement.require_placement(config.pools, config.output)
+        wait_for_room(placement.bundles(config.pools), config.wait_for_resources_s, config.output)
     local_models = [pool.model for pool in config.pools.values() if Path(pool.model).is_dir()]
     execution.warn_if_not_shared([config.input, config.output, *local_models])
     execution.configure(folder, max_waiting_rows=config.max_waiting_rows)
@@ -246,6 +261,8 @@ def _check_model(name: str, pool: PoolConfig, steps: StepsConfig, longest: int) 
     )
     for step_name in pool.steps:
         step = build_step(step_name, steps, tokenizer)
+        if step.adapter:
+            check_adapter(step.adapter, f"steps.{step_name}.adapter")
         text = longest if "text" in step.prompt.pieces else 0
         instruction = steps.label.sampling.max_tokens if steps.label and "instruction" in step.prompt.pieces else 0
         needed = step.num_reserved_tokens() + text + instruction

@@ -46,17 +46,24 @@ def opened(
     if folder.is_complete() and not reopen:
         yield folder
         return
+    with held(folder, lease_s):
+        open_stage(uri, fingerprint, config)  # another run may have begun the folder in the same second
+        yield folder
+
+
+@contextlib.contextmanager
+def held(folder: Folder, lease_s: float) -> Iterator[None]:
+    """A folder that is there, held by this run alone until the end of the block. Raises KunError as `opened` does."""
     lease = _Lease(folder, lease_s)
     lease.take()
     try:
-        open_stage(uri, fingerprint, config)  # another run may have begun the folder in the same second
-        yield folder
+        yield
     except KeyboardInterrupt:
         lease.end()
         if lease.lost_to is None:
             raise
         raise KunError(
-            f"{without_credentials(uri)} was taken over by {_who(lease.lost_to)}: this run had not renewed its lease for "
+            f"{without_credentials(folder.uri)} was taken over by {_who(lease.lost_to)}: this run had not renewed its lease for "
             f"{lease_s:g} s. What it had written stays; the other run goes on with it."
         ) from None
     finally:

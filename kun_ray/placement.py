@@ -46,6 +46,22 @@ def actor_options(pool: PoolConfig) -> dict[str, Any]:
     return {**options, "num_gpus": 0, "ray_remote_args_fn": in_group}
 
 
+def bundles(pools: dict[str, PoolConfig]) -> list[dict[str, float]]:
+    """What each replica that the pools start with holds: one bundle for each, or for each GPU of engines that span nodes."""
+    found: list[dict[str, float]] = []
+    for pool in pools.values():
+        kind = {f"accelerator_type:{pool.accelerator_type}": 0.001} if pool.accelerator_type else {}
+        own = {"CPU": pool.num_cpus, **pool.resources, **kind}
+        gpus = pool.num_gpus()
+        if pool.engine.get("distributed_executor_backend") == "ray":
+            one = [{"GPU": 1.0, **kind} for _ in range(int(gpus))]
+            one[0] |= own
+        else:
+            one = [{**own, **({"GPU": gpus} if gpus else {})}]
+        found += [dict(bundle) for _ in range(pool.replicas) for bundle in one]
+    return [bundle for bundle in ({k: v for k, v in b.items() if v} for b in found) if bundle]
+
+
 def require_placement(pools_by_name: dict[str, PoolConfig], what: str) -> None:
     """Raises ConfigError when the cluster could never hold all pools at once, or no node holds a replica's GPUs."""
     pools = pools_by_name.values()

@@ -23,12 +23,14 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from kun_ray.adapters import with_adapters, with_local_adapter
 from kun_ray.config import KunError, require
 from kun_ray.engine import Engine, EngineConfig, EngineDead, VllmEngine
 from kun_ray.models import fetch_model
 from kun_ray.prompts import load_tokenizer, stop_token_ids
+from kun_ray.replies import Reply
 from kun_ray.schema import FAILED, OK, to_table, with_steps
-from kun_ray.steps import STEPS, Reply, Step, StepsConfig, build_step
+from kun_ray.steps import STEPS, Step, StepsConfig, build_step
 from kun_ray.suspects import QUARANTINED, Breaker, Flight, flight_path, groups, left_behind
 
 logger = logging.getLogger(__name__)
@@ -110,7 +112,7 @@ class Pool:
             self._flight = Flight(None, config.max_in_flight())
         model = fetch_model(config.model)
         tokenizer = load_tokenizer(model, config.chat_template, config.trust_remote_code)
-        self._steps = [build_step(step, steps, tokenizer) for step in config.steps]
+        self._steps = [with_local_adapter(build_step(step, steps, tokenizer)) for step in config.steps]
         self._engine: Engine = self._start_engine(model, stop_token_ids(tokenizer), RESTART_TRIES if again else 1)
         self._replica = f"{self._actor}.{uuid.uuid4().hex[:8]}"
         self._counters: collections.Counter[str] = collections.Counter(load_s=int(time.monotonic() - started))
@@ -147,7 +149,7 @@ class Pool:
         return to_table(rows, with_steps(block.schema, self._config.steps))
 
     def _build_engine(self, path: str, stop_ids: list[int]) -> Engine:
-        return VllmEngine(self._config, path, stop_ids)
+        return VllmEngine(with_adapters(self._config, [step.adapter for step in self._steps]), path, stop_ids)
 
     def _start_engine(self, path: str, stop_ids: list[int], tries: int) -> Engine:
         """An engine. Ray replaces an actor that cannot start a few times; but for one that has run and died, and whose
@@ -231,10 +233,10 @@ class Pool:
 
     async def _ask(self, step: Step, prompt: list[int]) -> Reply:
         if step.sampling is not None:
-            return await self._engine.generate(prompt, step.sampling)
+            return await self._engine.generate(prompt, step.sampling, step.adapter)
         if step.candidates:
-            return await self._engine.choose(prompt, step.candidates)
-        return await self._engine.perplexity(prompt)
+            return await self._engine.choose(prompt, step.candidates, step.adapter)
+        return await self._engine.perplexity(prompt, step.adapter)
 
     async def _report_forever(self) -> None:
         while self._board is not None:

@@ -87,8 +87,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     """
     files = list_corpora(config.corpora)
     _check_models(config)
-    listing = "\n".join(f"{corpus.name} {file.name} {file.size_bytes}" for corpus, file in files)
-    with lease.opened(config.output, _fingerprint(config, listing), to_dict(config), config.lease_s) as folder:
+    with lease.opened(config.output, fingerprint(config, files), to_dict(config), config.lease_s) as folder:
         if folder.is_complete():
             _delete(folder.below(CLEAN))  # a kill may have come just before
             print(f"{without_credentials(config.output)} is complete already; nothing to do")
@@ -258,8 +257,10 @@ def _check_models(config: PrepareConfig) -> None:
             raise ConfigError(f"filters.kenlm_path: {config.filters.kenlm_path} cannot be read: {error}") from None
 
 
-def _fingerprint(config: PrepareConfig, listing: str) -> dict[str, Any]:
+def fingerprint(config: PrepareConfig, files: list[tuple[CorpusConfig, CorpusFile]]) -> dict[str, Any]:
+    """What decides this stage's output; `files` as list_corpora gives them."""
     plain = to_dict(config)
+    listing = "\n".join(f"{corpus.name} {file.name} {file.size_bytes}" for corpus, file in files)
     corpora: dict[str, list[dict[str, Any]]] = {}
     for corpus in plain["corpora"]:  # several may have one name
         settings = {key: corpus[key] for key in ("format", "text_field", "title_field", "meta_fields")}

@@ -1,15 +1,13 @@
 """The steps of Kun: perplexity, label, score, polish. Each is a value of one Step type, built from its configuration.
 `choose` (choose.py) is the evaluate stage's.
 
-A step knows its prompt, its sampling and how to read the reply; it never calls an engine itself (pool.py does).
+A step knows its prompt, its sampling and how to read the reply (replies.py); it never calls an engine itself (pool.py does).
 Source: Kun (arXiv 2401.06477) §3 and its published scripts; scoring a pair on a scale follows Humpback (arXiv 2308.06259).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from kun_ray.choose import ChooseConfig, choose_prompt, parse_choose
 from kun_ray.config import one_of, require
 from kun_ray.prompts import Prompt, PromptConfig, build_prompt, choices
-from kun_ray.schema import FAILED, REJECTED
+from kun_ray.replies import Reply, parse_choice, parse_label, parse_perplexity, parse_polish, parse_verdict
 
 STEPS = ("perplexity", "label", "score", "polish", "choose")
 
@@ -49,7 +47,16 @@ class Sampling:
 
 
 @dataclasses.dataclass
-class PerplexityConfig:
+class StepConfig:
+    """What every step may have."""
+
+    adapter: str | None = None
+    """LoRA adapter (folder, as the train stage publishes it) on the pool's model, for this step alone; null takes the model
+    as it is. So one pool serves steps that were trained apart."""
+
+
+@dataclasses.dataclass
+class PerplexityConfig(StepConfig):
     """Perplexity of a document under a language model, as a filter before label."""
 
     max: float | None = None
@@ -59,7 +66,7 @@ class PerplexityConfig:
 
 
 @dataclasses.dataclass
-class LabelConfig:
+class LabelConfig(StepConfig):
     """label: text → instruction."""
 
     prompt: PromptConfig = MISSING
@@ -78,7 +85,7 @@ class LabelConfig:
 
 
 @dataclasses.dataclass
-class ScoreConfig:
+class ScoreConfig(StepConfig):
     """score: is the instruction any good?"""
 
     prompt: PromptConfig = MISSING
@@ -117,7 +124,7 @@ class ScoreConfig:
 
 
 @dataclasses.dataclass
-class PolishConfig:
+class PolishConfig(StepConfig):
     """polish: instruction and text → answer."""
 
     prompt: PromptConfig = MISSING
@@ -151,20 +158,6 @@ class StepsConfig:
     """Text → one of some options."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Reply:
-    """What an engine answers to one prompt."""
-
-    num_prompt_tokens: int
-    num_output_tokens: int
-    finish_reason: str
-    text: str = ""
-    logprobs: tuple[float, ...] = ()
-    """Natural logarithms. From `choose`: of each candidate, shape [len(candidates)]. From `perplexity`: of each token of the
-    prompt after the first, shape [prompt length − 1]."""
-    perplexity: float | None = None
-
-
 Parse = Callable[[Reply], dict[str, Any]]
 
 
@@ -179,6 +172,8 @@ class Step:
     """Set: the reply is generated."""
     candidates: tuple[int, ...] = ()
     """Set: the reply is chosen among these token ids. Neither set: the prompt's perplexity is measured."""
+    adapter: str | None = None
+    """LoRA adapter that the engine answers with."""
 
     def num_reserved_tokens(self) -> int:
         """Tokens of the context that this step needs besides the row's own text: the fixed prompt and the reply."""
@@ -189,7 +184,8 @@ def build_step(name: str, config: StepsConfig, tokenizer: PreTrainedTokenizerFas
     """The step `name`, its prompt rendered for this tokenizer. Raises ConfigError when it is not configured."""
     if name == "perplexity":
         limits = config.perplexity
-        return Step(name, Prompt(("text",), tokenizer), lambda reply: parse_perplexity(reply, limits))
+        prompt = Prompt(("text",), tokenizer)
+        return Step(name, prompt, lambda reply: parse_perplexity(reply, limits), adapter=limits.adapter)
     chosen = getattr(config, name)
     require(chosen is not None, f"a pool runs `{name}`, but steps.{name} is not configured")
     if isinstance(chosen, ChooseConfig):
@@ -198,84 +194,12 @@ def build_step(name: str, config: StepsConfig, tokenizer: PreTrainedTokenizerFas
     if isinstance(chosen, ScoreConfig) and chosen.mode == "choose":
         common, first_ids = choices(tokenizer, chosen.candidates)
         prompt = build_prompt(tokenizer, chosen.prompt, chosen.tag.split("{}")[0]).extended(common)
-        return Step(name, prompt, lambda reply: parse_choice(reply, chosen), candidates=tuple(first_ids))
+        firsts, adapter = tuple(first_ids), chosen.adapter
+        return Step(name, prompt, lambda reply: parse_choice(reply, chosen), candidates=firsts, adapter=adapter)
     parse: dict[str, Callable[[Reply, Any], dict[str, Any]]]
     parse = {"label": parse_label, "score": parse_verdict, "polish": parse_polish}
-    return Step(name, build_prompt(tokenizer, chosen.prompt), lambda reply: parse[name](reply, chosen), chosen.sampling)
-
-
-def parse_perplexity(reply: Reply, config: PerplexityConfig) -> dict[str, Any]:
-    """Perplexity = exp(−mean log-probability of the text's tokens), checked against its limits."""
-    measured = reply.perplexity
-    found = {"perplexity": measured}
-    if measured is None or not math.isfinite(measured):
-        return {**found, "perplexity": None, "status": FAILED, "reason": "unparsable"}
-    out_of_range = (config.max is not None and measured > config.max) or (
-        config.min is not None and measured < config.min
-    )
-    return {**found, "status": REJECTED, "reason": "perplexity"} if out_of_range else found
-
-
-def parse_label(reply: Reply, config: LabelConfig) -> dict[str, Any]:
-    """The instruction: stripped, cut at five or more blanks, repeated lines collapsed; then Kun's keyword rules."""
-    instruction = tidy(reply.text)
-    found: dict[str, Any] = {"instruction": instruction or None}
-    if reply.finish_reason == "length":
-        return {**found, "status": FAILED, "reason": "truncated"}
-    if not instruction:
-        return {**found, "status": FAILED, "reason": "unparsable"}
-    if len(instruction) < config.min_chars:
-        return {**found, "status": REJECTED, "reason": "instruction_short"}
-    if len(instruction) > config.max_chars:
-        return {**found, "status": REJECTED, "reason": "instruction_long"}
-    return {**found, **_keyword(instruction, config.reject_words)}
-
-
-def parse_choice(reply: Reply, config: ScoreConfig) -> dict[str, Any]:
-    """Verdict and score from the candidates' log-probabilities: score = Σ softmax(logprobs) · values."""
-    highest = max(reply.logprobs)
-    if not math.isfinite(highest) or any(map(math.isnan, reply.logprobs)):
-        return {"status": FAILED, "reason": "unparsable"}
-    weights = [math.exp(logprob - highest) for logprob in reply.logprobs]
-    probabilities = [weight / sum(weights) for weight in weights]
-    verdict = max(range(len(weights)), key=weights.__getitem__)
-    score = sum(p * value for p, value in zip(probabilities, config.values, strict=True))
-    return _judged(config, verdict, score)
-
-
-def parse_verdict(reply: Reply, config: ScoreConfig) -> dict[str, Any]:
-    """Verdict from a decoded reply: the one tag that it holds; among several, the worst (Kun: good and not bad)."""
-    present = [i for i, candidate in enumerate(config.candidates) if config.tag.replace("{}", candidate) in reply.text]
-    if not present:
-        return {"status": FAILED, "reason": "truncated" if reply.finish_reason == "length" else "unparsable"}
-    verdict = min(present, key=config.values.__getitem__)
-    return _judged(config, verdict, config.values[verdict])
-
-
-def parse_polish(reply: Reply, config: PolishConfig) -> dict[str, Any]:
-    """The answer, checked for length, repetition and words that betray the material."""
-    answer = reply.text.strip()
-    found: dict[str, Any] = {"answer": answer or None}
-    if reply.finish_reason == "length":
-        return {**found, "status": FAILED, "reason": "truncated"}
-    if len(answer) < config.min_chars:
-        return {**found, "status": REJECTED, "reason": "answer_short"}
-    if repeats(f"{answer}\n", config.max_repeats):  # the last of several equal lines has lost its line end
-        return {**found, "status": REJECTED, "reason": "repetition"}
-    return {**found, **_keyword(answer, config.reject_words)}
-
-
-def tidy(text: str) -> str:
-    """A generated instruction: stripped, cut at the first run of five blanks, each distinct line kept once."""
-    text = re.split(r"\s{5,}", text.strip(), maxsplit=1)[0]
-    return "\n".join(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
-
-
-def repeats(text: str, most: int) -> bool:
-    """Whether a unit of 1–40 characters that holds a letter stands more than `most` times in a row."""
-    return any(
-        re.search(r"[^\W\d_]", found.group(1)) for found in re.finditer(rf"(.{{1,40}}?)\1{{{most},}}", text, re.DOTALL)
-    )
+    prompt = build_prompt(tokenizer, chosen.prompt)
+    return Step(name, prompt, lambda reply: parse[name](reply, chosen), chosen.sampling, adapter=chosen.adapter)
 
 
 def _require_fields(step: str, prompt: PromptConfig, needed: set[str], allowed: set[str], hint: str = "") -> None:
@@ -284,15 +208,3 @@ def _require_fields(step: str, prompt: PromptConfig, needed: set[str], allowed: 
             require(False, f"steps.{step}.prompt must name {{{name}}}{hint}")
         for name in sorted(prompt.fields() - needed - allowed):
             require(False, f"steps.{step}.prompt must not name {{{name}}}{hint}")
-
-
-def _judged(config: ScoreConfig, verdict: int, score: float) -> dict[str, Any]:
-    found: dict[str, Any] = {"verdict": config.candidates[verdict], "score": score}
-    if config.values[verdict] < 0.5:
-        return {**found, "status": REJECTED, "reason": "verdict_bad"}
-    return {**found, "status": REJECTED, "reason": "below_threshold"} if score < config.threshold else found
-
-
-def _keyword(text: str, words: list[str]) -> dict[str, Any]:
-    word = next((word for word in words if word in text), None)
-    return {} if word is None else {"status": REJECTED, "reason": f"keyword:{word}"}

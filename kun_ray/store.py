@@ -168,6 +168,12 @@ def open_stage(uri: str, fingerprint: dict[str, Any], config: dict[str, Any]) ->
     return folder
 
 
+def differences(folder: Folder, fingerprint: dict[str, Any]) -> list[str]:
+    """What a folder's manifest holds otherwise than `fingerprint`, one line a key; everything if there is no manifest."""
+    before = folder.read_json(MANIFEST).get("fingerprint") if folder.exists(MANIFEST) else None
+    return _differences(before or {}, _plain({**fingerprint, "versions": _versions()}))
+
+
 def require_complete(uri: str) -> Folder:
     """The folder of a finished stage. Raises KunError when it is missing, empty or still unfinished."""
     folder, shown = Folder(uri), without_credentials(uri)
@@ -247,16 +253,20 @@ def _plain(value: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _refuse_other_run(uri: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     old, new = dict(_flat(before)), dict(_flat(now))
-    differences = [
-        f"  {key}: was {', now '.join(_short(old.get(key, 'absent'), new.get(key, 'absent')))}"
+    return [
+        f"{key}: was {', now '.join(_short(old.get(key, 'absent'), new.get(key, 'absent')))}"
         for key in sorted({*old, *new})
         if old.get(key, "absent") != new.get(key, "absent")
     ]
-    if differences:
+
+
+def _refuse_other_run(uri: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    found = _differences(before, now)
+    if found:
         raise KunError(
-            f"{uri} holds another run's data:\n" + "\n".join(differences) + "\n"
+            f"{uri} holds another run's data:\n  " + "\n  ".join(found) + "\n"
             "Give this run its own folder (output=…), or delete that folder to begin anew."
         )
 

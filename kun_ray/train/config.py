@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from kun_ray.config import RayConfig, one_of, require
+from kun_ray.lease import LEASE_S
 from kun_ray.steps import StepsConfig
 
 TASKS = ("chat", "label", "score", "polish")
@@ -195,6 +196,8 @@ class TrainConfig:
     """dry_run only: a config.json to take sizes from when the model itself is not at hand."""
     gpu_memory_gb: float | None = None
     """Memory of one GPU for dry_run, such as 80; null looks at the cards that are there."""
+    lease_s: float = LEASE_S
+    """A run that gave no sign of life for so many seconds counts as dead: another one may go on in its output."""
     ray: RayConfig = dataclasses.field(default_factory=RayConfig)
     """The Ray cluster."""
 

@@ -13,20 +13,20 @@ from typing import Any
 
 import ray
 
-from kun_ray import execution, models, store
+from kun_ray import execution, lease, models, store
 from kun_ray.config import ConfigError, KunError, require, to_dict
 from kun_ray.prompts import load_tokenizer
+from kun_ray.room import wait_for_room
 from kun_ray.train import curve, data
 from kun_ray.train.admission import admit
 from kun_ray.train.config import TrainConfig
 from kun_ray.train.memory import cost_of, peak_flops
 from kun_ray.train.publish import STAGING
-from kun_ray.train.resources import wait_for_room
 
 FREE = (
     "output", "valid", "data", "model", "steps", "zero", "accelerator", "num_workers", "cpus_per_worker", "accelerator_type", "resources",
     "wait_for_resources_s", "tokens_per_micro_batch", "packing", "attention", "gradient_checkpointing", "save_every_steps",
-    "keep_last", "eval_every_steps", "max_failures", "publish", "dry_run", "model_config", "gpu_memory_gb", "ray",
+    "keep_last", "eval_every_steps", "max_failures", "publish", "dry_run", "model_config", "gpu_memory_gb", "lease_s", "ray",
 )  # fmt: skip
 """Fields that do not change what is learnt, or that the fingerprint holds in another form."""
 
@@ -68,10 +68,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
         return dry_run(config)
     tokenizer = preflight(config)
-    folder = store.open_stage(config.output, fingerprint(config), to_dict(config))
-    if folder.is_complete():
-        print(f"{config.output} is complete already; nothing to do")
-        return dict(folder.read_json(store.SUMMARY))
+    with lease.opened(config.output, fingerprint(config), to_dict(config), config.lease_s) as folder:
+        if folder.is_complete():
+            print(f"{config.output} is complete already; nothing to do")
+            return dict(folder.read_json(store.SUMMARY))
+        return _run(config, folder, tokenizer)
+
+
+def _run(config: TrainConfig, folder: store.Folder, tokenizer: Any) -> dict[str, Any]:
     started = time.monotonic()
     splits = {"train": config.data, **({"valid": config.valid} if config.valid else {})}
     counts = {

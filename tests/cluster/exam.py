@@ -18,7 +18,7 @@ from typing import Any
 
 from kun_ray.pool import Pool
 from kun_ray.prompts import load_tokenizer
-from kun_ray.steps import Reply
+from kun_ray.replies import Reply
 
 
 class ExamEngine:

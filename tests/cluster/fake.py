@@ -26,7 +26,7 @@ from typing import Any
 from kun_ray.engine import EngineDead
 from kun_ray.pool import Pool
 from kun_ray.prompts import load_tokenizer
-from kun_ray.steps import Reply
+from kun_ray.replies import Reply
 
 IN_SCORE = ("bad", "nothing", "slow")
 MARKS = ("exit", "dead", "error", "crash", "fatal", "hang", "flaky", "empty", "cut", "void", *IN_SCORE)

@@ -20,8 +20,8 @@ from kun_ray.evaluate.benchmarks import BenchmarkConfig, build_prompts, read_ben
 from kun_ray.evaluate.choice import EvaluateConfig, evaluate
 from kun_ray.evaluate.subjects import SUBJECTS
 from kun_ray.prompts import CHATML, count_tokens, encode_text
+from kun_ray.replies import Reply
 from kun_ray.schema import doc_id, to_table
-from kun_ray.steps import Reply
 from kun_ray.store import Folder, open_stage
 
 CONF = str(Path(__file__).parents[2] / "conf/evaluate.yaml")

@@ -160,9 +160,7 @@ def test_prepare_shows_and_keeps_no_credentials(
     config = PrepareConfig(
         corpora=[CorpusConfig("c", "jsonl", [f"{SECRET}/in"])], output=f"{SECRET}/out?session_token=s3cr3t"
     )
-    files = prepare_module.list_corpora(config.corpora)
-    listing = "\n".join(f"{corpus.name} {file.name} {file.size_bytes}" for corpus, file in files)
-    fingerprint = prepare_module._fingerprint(config, listing)
+    fingerprint = prepare_module.fingerprint(config, prepare_module.list_corpora(config.corpora))
     folder = store.open_stage(config.output, fingerprint, prepare_module.to_dict(config))
     folder.finish({"rows": 1})
     assert prepare_module.prepare(config) == {"rows": 1}

@@ -10,15 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from kun_ray.config import ConfigError
 from kun_ray.prompts import PromptConfig, encode_text
-from kun_ray.steps import (
-    LabelConfig,
-    PerplexityConfig,
-    PolishConfig,
+from kun_ray.replies import (
     Reply,
-    Sampling,
-    ScoreConfig,
-    StepsConfig,
-    build_step,
     parse_choice,
     parse_label,
     parse_perplexity,
@@ -26,6 +19,15 @@ from kun_ray.steps import (
     parse_verdict,
     repeats,
     tidy,
+)
+from kun_ray.steps import (
+    LabelConfig,
+    PerplexityConfig,
+    PolishConfig,
+    Sampling,
+    ScoreConfig,
+    StepsConfig,
+    build_step,
 )
 
 SCALE: dict[str, Any] = {"candidates": ["1", "2", "3", "4", "5"], "values": [0.0, 0.25, 0.5, 0.75, 1.0]}

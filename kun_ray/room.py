@@ -1,4 +1,4 @@
-"""Room on the cluster for the ranks of a training run: a finite wait, and who holds what when it ends."""
+"""Room on the cluster for a stage: a finite wait for the resources that others hold, and who holds what when it ends."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def wait_for_room(
         if not ready:
             raise KunError(
                 f"{what} needs {_shown(needs)}, which were not free within {wait_s:g} s; {holders()}. End that, wait longer "
-                "(wait_for_resources_s), or ask for less (num_workers)"
+                "(wait_for_resources_s), or ask for less (fewer replicas or num_workers)"
             )
     finally:
         remove_placement_group(group)

@@ -1,0 +1,319 @@
+"""Runs the graph of graph.py: each stage as a process of its own, on one Ray cluster that all of them share.
+
+A stage is skipped when its folder is complete and holds what the configuration asks for. One that holds something else,
+or whose inputs have just been made anew, is set aside (renamed, never deleted) and runs again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from pyarrow import fs
+from rich.console import Console
+from rich.table import Table
+
+from kun_ray import execution, lease, models, store
+from kun_ray.config import ConfigError, KunError
+from kun_ray.graph import JOBS, Graph, PipelineConfig, Stage
+from kun_ray.progress import duration
+
+RECORD = "pipeline.json"
+WAITING, RUNNING, DONE, SKIPPED, FAILED = "waiting", "running", "done", "complete already", "failed"
+STOP_S = 180.0
+"""After Ctrl-C or SIGTERM, how long stages may take to bring what they have in hand to disk."""
+
+
+@dataclasses.dataclass
+class Progress:
+    """What became of one stage in this run."""
+
+    stage: Stage
+    state: str = WAITING
+    process: subprocess.Popen[str] | None = None
+    started: float = 0.0
+    elapsed_s: float = 0.0
+    summary: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def pipeline(config: PipelineConfig) -> list[Progress]:
+    """Runs what is not there yet, and prints a table of all stages.
+
+    Raises:
+        ConfigError: before anything starts, when the configuration of any stage cannot work.
+        KunError: a stage failed; those that do not need it have run.
+        KeyboardInterrupt: stopped by a signal, after the running stages have ended.
+    """
+    graph = Graph(config)
+    stages = list(graph.stages.values())
+    if config.dry_run:
+        _print_plan(stages)
+        return [Progress(stage) for stage in stages]
+    _check(config, stages)
+    folder = store.Folder(config.output)
+    try:
+        folder.filesystem.create_dir(folder.path, recursive=True)
+    except OSError as error:
+        raise KunError(f"cannot write to {config.output}: {error}; choose another output=") from None
+    with lease.held(folder, config.lease_s):
+        runs = [Progress(stage) for stage in stages]
+        try:
+            _run(config, runs)
+        finally:
+            _record(folder, runs)
+        _print_table(runs)
+        if all(run.state == SKIPPED for run in runs):
+            print(f"{config.output}: every stage is complete already; nothing to do")
+    return runs
+
+
+def verdict(stage: Stage, made_anew: set[str]) -> tuple[str, str]:
+    """Whether a stage would run: (`skip`, `run`, `continue` or `redo`, why).
+
+    Args:
+        stage: its inputs are complete, or named in `made_anew`.
+        made_anew: stages that this run makes, or has made.
+    """
+    folder = stage.folder
+    inputs = [name for name in stage.needs if name in made_anew]
+    if not folder.exists(store.MANIFEST):
+        return "run", "not there yet"
+    if inputs:
+        return "redo", f"{' and '.join(inputs)} {'runs' if len(inputs) == 1 else 'run'} anew"
+    try:
+        found = store.differences(folder, JOBS[stage.job].fingerprint(stage.config))
+    except ConfigError:
+        raise
+    except KunError as error:
+        return "redo", str(error)
+    if found:
+        return "redo", found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")
+    return ("skip", "complete, unchanged") if folder.is_complete() else ("continue", "stopped before its end")
+
+
+def _check(config: PipelineConfig, stages: list[Stage]) -> None:
+    """What would only come to light hours later: models that are not there, GPUs that this machine has not."""
+    for key, model in dataclasses.asdict(config.models).items():
+        if model and models.is_missing_folder(model):
+            raise ConfigError(
+                f"models.{key}: there is no folder {model}; give a folder with a model in it, or a hub id"
+            )
+    for key in ("seeds", "held_out", "documents"):
+        path = getattr(config, key)
+        if path and not store.Folder(path).exists():
+            raise ConfigError(f"{key}: there is no file or folder {path}")
+    for stage in stages:
+        execution.require_local_gpus(config.ray, _gpus(stage), stage.name)
+
+
+def _gpus(stage: Stage) -> float:
+    if stage.job == "train":
+        return float(stage.config.num_workers) if stage.config.accelerator == "gpu" else 0.0
+    return (
+        float(sum(p.replicas * p.num_gpus() for p in stage.config.pools.values())) if stage.job == "generate" else 0.0
+    )
+
+
+def _cpus(stage: Stage) -> float:
+    if stage.job == "train":
+        return float(stage.config.num_workers * stage.config.cpus_per_worker)
+    return float(sum(p.replicas * p.num_cpus for p in stage.config.pools.values())) if stage.job == "generate" else 0.0
+
+
+def _run(config: PipelineConfig, runs: list[Progress]) -> None:
+    by_name = {run.stage.name: run for run in runs}
+    made_anew: set[str] = set()
+    environment: dict[str, str] | None = None
+    with _stop_on_signal(runs) as stopped:
+        while any(run.state in (WAITING, RUNNING) for run in runs):
+            for run in runs:
+                if run.state == RUNNING and run.process is not None and run.process.poll() is not None:
+                    _end(run, made_anew)
+            for run in runs if not stopped.is_set() else []:
+                ready = all(by_name[name].state in (DONE, SKIPPED) for name in run.stage.needs)
+                busy = any(other.state == RUNNING and JOBS[other.stage.job].exclusive for other in runs)
+                if run.state != WAITING or not ready:
+                    continue
+                what, why = verdict(run.stage, made_anew)
+                if what == "skip":
+                    run.state, run.summary = SKIPPED, run.stage.folder.read_json(store.SUMMARY)
+                elif config.overlap or not (busy and JOBS[run.stage.job].exclusive):
+                    if environment is None:
+                        environment = _connect(config, runs)
+                    if what == "redo":
+                        _set_aside(run.stage, why)
+                    _start(run, environment)
+            if not any(run.state == RUNNING for run in runs) and (stopped.is_set() or not _can_go_on(by_name)):
+                break
+            time.sleep(0.2)
+    if stopped.is_set():
+        raise KeyboardInterrupt
+    failed = [run.stage for run in runs if run.state == FAILED]
+    if failed:
+        commands = "\n".join(f"  {shlex.join(stage.command)}" for stage in failed)
+        raise KunError(
+            f"{', '.join(stage.name for stage in failed)} failed; what it said stands above and in "
+            f"{config.output}/logs. The same command goes on from here; alone it runs as\n{commands}"
+        )
+
+
+def _can_go_on(by_name: dict[str, Progress]) -> bool:
+    """Whether a stage is left that no failed one stands before."""
+    return any(
+        run.state == WAITING and all(by_name[name].state in (DONE, SKIPPED) for name in run.stage.needs)
+        for run in by_name.values()
+    )
+
+
+def _connect(config: PipelineConfig, runs: list[Progress]) -> dict[str, str]:
+    """The stages' environment: the address of the cluster that all of them join, which may be one that starts here."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        needs = [sum(_cpus(run.stage) for run in runs)] if config.overlap else [_cpus(run.stage) for run in runs]
+        execution.connect(config.ray, execution.local_cpus(max(needs)) + execution.LOCAL_MIN_CPUS, dashboard=True)
+        address = ray.get_runtime_context().gcs_address
+        environment[execution.LOCAL_CODE] = "1"
+    return {**environment, "RAY_ADDRESS": address}
+
+
+def _start(run: Progress, environment: dict[str, str]) -> None:
+    stage = run.stage
+    script = Path(__file__).parents[1] / "jobs" / f"{stage.job}.py"
+    print(f"{stage.name}: {shlex.join(stage.command)}", flush=True)
+    run.process = subprocess.Popen(
+        [sys.executable, str(script), *stage.args],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # Ctrl-C reaches the stages through this process, once
+    )
+    run.state, run.started = RUNNING, time.monotonic()
+    threading.Thread(target=_relay, args=(run,), name=stage.name, daemon=True).start()
+
+
+def _relay(run: Progress) -> None:
+    """Passes a stage's output on, each line with the stage's name, and keeps it in <output>/logs."""
+    assert run.process is not None and run.process.stdout is not None
+    folder = store.Folder(run.stage.folder.uri.rpartition("/")[0])
+    local = isinstance(folder.filesystem, fs.LocalFileSystem)
+    if local:
+        (Path(folder.path) / "logs").mkdir(exist_ok=True)
+    with open(Path(folder.path) / "logs" / f"{run.stage.name}.log", "a") if local else open(os.devnull, "w") as log:
+        for line in run.process.stdout:
+            log.write(line)
+            log.flush()
+            if not line.startswith("# "):  # the resolved configuration: kept in the log and in the manifest
+                print(f"{run.stage.name} | {line}", end="", flush=True)
+
+
+def _end(run: Progress, made_anew: set[str]) -> None:
+    assert run.process is not None
+    run.elapsed_s = time.monotonic() - run.started
+    whole = run.process.returncode == 0 and run.stage.folder.is_complete()
+    run.state = DONE if whole else FAILED
+    if whole:
+        made_anew.add(run.stage.name)
+        run.summary = run.stage.folder.read_json(store.SUMMARY)
+    print(f"{run.stage.name}: {run.state} after {duration(run.elapsed_s)}", flush=True)
+
+
+def _set_aside(stage: Stage, why: str) -> None:
+    folder = stage.folder
+    if not isinstance(folder.filesystem, fs.LocalFileSystem):
+        raise KunError(f"{folder.uri} must be made anew ({why}): move it away or delete it, then run the same command")
+    aside = f"{folder.path}.old-{time.strftime('%Y%m%d-%H%M%S')}"
+    os.rename(folder.path, aside)
+    print(f"{stage.name}: made anew, since {why}; what was there is now {aside}", flush=True)
+
+
+@contextlib.contextmanager
+def _stop_on_signal(runs: list[Progress]) -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM are passed on to the running stages, which end cleanly; after a second one they are killed."""
+    stopped = threading.Event()
+
+    def handle(signum: int, frame: object) -> None:
+        running = [run for run in runs if run.state == RUNNING and run.process is not None]
+        print(
+            f"\nstopping: {', '.join(run.stage.name for run in running) or 'nothing runs'}", file=sys.stderr, flush=True
+        )
+        for run in running:
+            assert run.process is not None
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(run.process.pid, signal.SIGKILL) if stopped.is_set() else run.process.send_signal(
+                    signal.SIGINT
+                )
+        stopped.set()
+
+    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for run in runs:
+            if run.process is not None and run.process.poll() is None:  # something went wrong here: leave nobody behind
+                run.process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    run.process.wait(STOP_S)
+                run.process.kill()
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _print_plan(stages: list[Stage]) -> None:
+    table = Table("stage", "after", "would", "why", "alone", box=None, padding=(0, 2))
+    made_anew: set[str] = set()
+    for stage in stages:
+        what, why = verdict(stage, made_anew)
+        if what != "skip":
+            made_anew.add(stage.name)
+        table.add_row(stage.name, ", ".join(stage.needs), what, why, shlex.join(stage.command))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _print_table(runs: list[Progress]) -> None:
+    table = Table("stage", "", "time", "result", box=None, padding=(0, 2))
+    for run in runs:
+        table.add_row(run.stage.name, run.state, duration(run.elapsed_s) if run.elapsed_s else "", _result(run))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def _result(run: Progress) -> str:
+    """One line of a stage's summary."""
+    found = run.summary
+    if not found:
+        return ""
+    if run.stage.job == "train":
+        before, after = found["valid_loss_before"], found["valid_loss"]
+        held_out = f", held out {before:.3f} → {after:.3f} nats/token" if after is not None else ""
+        return f"{found['steps']} steps, loss {found['loss']:.3f}{held_out}"
+    if run.stage.job == "export":
+        return f"{found['train']:,} train and {found['valid']:,} valid rows"
+    return f"{found['rows']:,} rows: {found['ok']:,} ok, {found['rejected']:,} rejected, {found['failed']:,} failed"
+
+
+def _record(folder: store.Folder, runs: list[Progress]) -> None:
+    """Keeps in pipeline.json which stages there are, what runs each alone, and what became of it."""
+    stages = {
+        run.stage.name: {
+            "state": run.state,
+            "needs": run.stage.needs,
+            "elapsed_s": round(run.elapsed_s, 1),
+            "command": shlex.join(run.stage.command),
+        }
+        for run in runs
+    }
+    with contextlib.suppress(OSError):
+        folder.write_json(RECORD, {"ended": time.strftime("%FT%T%z"), "stages": stages})
