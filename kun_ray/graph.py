@@ -151,7 +151,7 @@ class Graph:
         if config.corpora:
             more.append(f"corpora={json.dumps([to_dict(corpus) for corpus in config.corpora], ensure_ascii=False)}")
         tokenizer = config.models.label or config.models.base
-        if tokenizer and self._peek("prepare", "prepare").tokenizer is None:
+        if tokenizer:
             more.append(f"tokenizer={tokenizer}")
         return self._add("prepare", "prepare", more, [])
 

@@ -10,14 +10,9 @@ import contextlib
 import dataclasses
 import os
 import shlex
-import signal
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import ray
 from pyarrow import fs
@@ -28,23 +23,9 @@ from kun_ray import execution, lease, models, store
 from kun_ray.config import ConfigError, KunError
 from kun_ray.graph import JOBS, Graph, PipelineConfig, Stage
 from kun_ray.progress import duration
+from kun_ray.stage_process import DONE, FAILED, RUNNING, SKIPPED, WAITING, Progress, start, stop_on_signal
 
 RECORD = "pipeline.json"
-WAITING, RUNNING, DONE, SKIPPED, FAILED = "waiting", "running", "done", "complete already", "failed"
-STOP_S = 180.0
-"""After Ctrl-C or SIGTERM, how long stages may take to bring what they have in hand to disk."""
-
-
-@dataclasses.dataclass
-class Progress:
-    """What became of one stage in this run."""
-
-    stage: Stage
-    state: str = WAITING
-    process: subprocess.Popen[str] | None = None
-    started: float = 0.0
-    elapsed_s: float = 0.0
-    summary: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def pipeline(config: PipelineConfig) -> list[Progress]:
@@ -72,7 +53,7 @@ def pipeline(config: PipelineConfig) -> list[Progress]:
             _run(config, runs)
         finally:
             _record(folder, runs)
-        _print_table(runs)
+            _print_table(runs)
         if all(run.state == SKIPPED for run in runs):
             print(f"{config.output}: every stage is complete already; nothing to do")
     return runs
@@ -84,6 +65,8 @@ def verdict(stage: Stage, made_anew: set[str]) -> tuple[str, str]:
     Args:
         stage: its inputs are complete, or named in `made_anew`.
         made_anew: stages that this run makes, or has made.
+    Raises:
+        KunError: an input that is no stage's, such as a corpus, cannot be read.
     """
     folder = stage.folder
     inputs = [name for name in stage.needs if name in made_anew]
@@ -91,12 +74,7 @@ def verdict(stage: Stage, made_anew: set[str]) -> tuple[str, str]:
         return "run", "not there yet"
     if inputs:
         return "redo", f"{' and '.join(inputs)} {'runs' if len(inputs) == 1 else 'run'} anew"
-    try:
-        found = store.differences(folder, JOBS[stage.job].fingerprint(stage.config))
-    except ConfigError:
-        raise
-    except KunError as error:
-        return "redo", str(error)
+    found = store.differences(folder, JOBS[stage.job].fingerprint(stage.config))
     if found:
         return "redo", found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")
     return ("skip", "complete, unchanged") if folder.is_complete() else ("continue", "stopped before its end")
@@ -135,7 +113,7 @@ def _run(config: PipelineConfig, runs: list[Progress]) -> None:
     by_name = {run.stage.name: run for run in runs}
     made_anew: set[str] = set()
     environment: dict[str, str] | None = None
-    with _stop_on_signal(runs) as stopped:
+    with stop_on_signal(runs) as stopped:
         while any(run.state in (WAITING, RUNNING) for run in runs):
             for run in runs:
                 if run.state == RUNNING and run.process is not None and run.process.poll() is not None:
@@ -153,7 +131,7 @@ def _run(config: PipelineConfig, runs: list[Progress]) -> None:
                         environment = _connect(config, runs)
                     if what == "redo":
                         _set_aside(run.stage, why)
-                    _start(run, environment)
+                    start(run, environment)
             if not any(run.state == RUNNING for run in runs) and (stopped.is_set() or not _can_go_on(by_name)):
                 break
             time.sleep(0.2)
@@ -188,38 +166,6 @@ def _connect(config: PipelineConfig, runs: list[Progress]) -> dict[str, str]:
     return {**environment, "RAY_ADDRESS": address}
 
 
-def _start(run: Progress, environment: dict[str, str]) -> None:
-    stage = run.stage
-    script = Path(__file__).parents[1] / "jobs" / f"{stage.job}.py"
-    print(f"{stage.name}: {shlex.join(stage.command)}", flush=True)
-    run.process = subprocess.Popen(
-        [sys.executable, str(script), *stage.args],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,  # Ctrl-C reaches the stages through this process, once
-    )
-    run.state, run.started = RUNNING, time.monotonic()
-    threading.Thread(target=_relay, args=(run,), name=stage.name, daemon=True).start()
-
-
-def _relay(run: Progress) -> None:
-    """Passes a stage's output on, each line with the stage's name, and keeps it in <output>/logs."""
-    assert run.process is not None and run.process.stdout is not None
-    folder = store.Folder(run.stage.folder.uri.rpartition("/")[0])
-    local = isinstance(folder.filesystem, fs.LocalFileSystem)
-    if local:
-        (Path(folder.path) / "logs").mkdir(exist_ok=True)
-    with open(Path(folder.path) / "logs" / f"{run.stage.name}.log", "a") if local else open(os.devnull, "w") as log:
-        for line in run.process.stdout:
-            log.write(line)
-            log.flush()
-            if not line.startswith("# "):  # the resolved configuration: kept in the log and in the manifest
-                print(f"{run.stage.name} | {line}", end="", flush=True)
-
-
 def _end(run: Progress, made_anew: set[str]) -> None:
     assert run.process is not None
     run.elapsed_s = time.monotonic() - run.started
@@ -235,52 +181,27 @@ def _set_aside(stage: Stage, why: str) -> None:
     folder = stage.folder
     if not isinstance(folder.filesystem, fs.LocalFileSystem):
         raise KunError(f"{folder.uri} must be made anew ({why}): move it away or delete it, then run the same command")
-    aside = f"{folder.path}.old-{time.strftime('%Y%m%d-%H%M%S')}"
+    aside = Path(folder.path).parent / "_old" / f"{stage.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    aside.parent.mkdir(exist_ok=True)
     os.rename(folder.path, aside)
     print(f"{stage.name}: made anew, since {why}; what was there is now {aside}", flush=True)
 
 
-@contextlib.contextmanager
-def _stop_on_signal(runs: list[Progress]) -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM are passed on to the running stages, which end cleanly; after a second one they are killed."""
-    stopped = threading.Event()
-
-    def handle(signum: int, frame: object) -> None:
-        running = [run for run in runs if run.state == RUNNING and run.process is not None]
-        print(
-            f"\nstopping: {', '.join(run.stage.name for run in running) or 'nothing runs'}", file=sys.stderr, flush=True
-        )
-        for run in running:
-            assert run.process is not None
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(run.process.pid, signal.SIGKILL) if stopped.is_set() else run.process.send_signal(
-                    signal.SIGINT
-                )
-        stopped.set()
-
-    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for run in runs:
-            if run.process is not None and run.process.poll() is None:  # something went wrong here: leave nobody behind
-                run.process.send_signal(signal.SIGINT)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    run.process.wait(STOP_S)
-                run.process.kill()
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
 def _print_plan(stages: list[Stage]) -> None:
-    table = Table("stage", "after", "would", "why", "alone", box=None, padding=(0, 2))
+    table = Table("stage", "after", "would", "why", box=None, padding=(0, 2))
     made_anew: set[str] = set()
     for stage in stages:
-        what, why = verdict(stage, made_anew)
+        try:
+            what, why = verdict(stage, made_anew)
+        except KunError as error:
+            what, why = "fail", str(error)
         if what != "skip":
             made_anew.add(stage.name)
-        table.add_row(stage.name, ", ".join(stage.needs), what, why, shlex.join(stage.command))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+        table.add_row(stage.name, ", ".join(stage.needs), what, why)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    print("\nEach alone, once the stages before it are complete:")
+    for stage in stages:
+        print(f"  {shlex.join(stage.command)}")
 
 
 def _print_table(runs: list[Progress]) -> None:

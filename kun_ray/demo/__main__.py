@@ -1,7 +1,7 @@
-"""`make demo`: the whole inference side on embedded data: corpora → models → prepare → generate → export → a table.
+"""`make demo`: the whole Kun loop on embedded data: inputs → jobs/pipeline.py's stages → a table.
 
 Every stage is the one that a cluster runs; only conf/demo differs. Run from the project's folder:
-    python -m kun_ray.demo [--gpu] [--model FOLDER_OR_HUB_ID]
+    python -m kun_ray.demo [--gpu] [--model FOLDER_OR_HUB_ID] [--only-inputs]
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from rich.text import Text
 from kun_ray import store
 from kun_ray.config import KunError, load
 from kun_ray.demo import layout, tiny
-from kun_ray.export import ExportConfig, export
-from kun_ray.generate import GenerateConfig, generate
-from kun_ray.prepare import PrepareConfig, prepare
+from kun_ray.generate import GenerateConfig
+from kun_ray.graph import PipelineConfig
+from kun_ray.pipeline import pipeline
 from kun_ray.schema import FAILED, OK, REJECTED
 
-CONF = Path("conf/demo")
-RUN = Path("runs/demo")
+CONF = Path("conf/pipeline")
+INPUTS = Path("runs/demo/inputs")
+ROWS = {"prepare": "documents, with reasons", "label": "with instructions", "curate": "with verdicts and answers"}
+"""Stages whose rows are one for each record."""
 PAGE = """<!DOCTYPE html><meta charset="UTF-8"><style>{stylesheet} body {{ color: {foreground}; background: {background}; }}
 pre {{ font: 15px/1.35 "Noto Sans Mono CJK SC", monospace; margin: 1em; }}</style><pre>$ make demo\n{code}</pre>"""
 """The picture's page: wide characters are exactly two columns in this font."""
@@ -39,59 +41,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m kun_ray.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--gpu", action="store_true", help="run both engines on one GPU")
-    parser.add_argument("--model", help="use this model for every step instead of the tiny ones that the demo fits")
-    parser.add_argument(
-        "--effort", type=float, default=1.0, help="multiplies the epochs of the tiny models (default 1)"
-    )
+    parser.add_argument("--gpu", action="store_true", help="train and run all models on one GPU")
+    parser.add_argument("--model", help="with --gpu: run this model for every step and train none")
+    parser.add_argument("--only-inputs", action="store_true", help="write corpora, seed pairs and base model, and end")
     parser.add_argument("--picture", type=Path, metavar="FILE.html", help="also save the final table as a picture")
     options = parser.parse_args()
     if not CONF.is_dir():
         sys.exit(f"there is no {CONF} here: run the demo from the project's folder")
+    if options.model and not options.gpu:
+        sys.exit("--model needs --gpu: on a CPU only the tiny models are fast enough")
     started, console = time.monotonic(), Console(width=None if sys.stdout.isatty() else 110)
-    kind = "-".join(
-        [
-            "smoke-gpu" if options.gpu else "demo",
-            *([options.model.strip("/").replace("/", "_")] if options.model else []),
-        ]
-    )
-    run = RUN.with_name(kind)
 
-    console.rule("corpora")
-    truth = layout.write_corpora(RUN / "corpora")
-    console.print(f"{sum(truth.values())} records in three corpora's layouts: {RUN / 'corpora'}")
-    models = [f"pools.{pool}.model={options.model}" for pool in ("label", "chat")] if options.model else []
-    overlay = [str(CONF / "gpu.yaml")] if options.gpu else []
-    generation = load(
-        GenerateConfig,
-        [str(CONF / "generate.yaml"), *overlay, f"input={run}/prepare", f"output={run}/generate", *models],
-    )
-    if not options.model:
-        console.rule("models")
-        tiny.build_models(RUN / "models", layout.clean_texts(), generation.steps, options.effort)
-    tokenizer = generation.pools["label"].model
-    stages: tuple[tuple[str, Any, Any], ...] = (
-        (
-            "prepare",
-            prepare,
-            load(PrepareConfig, [str(CONF / "prepare.yaml"), f"output={run}/prepare", f"tokenizer={tokenizer}"]),
-        ),
-        ("generate", generate, generation),
-        (
-            "export",
-            export,
-            load(ExportConfig, [str(CONF / "export.yaml"), f"input={run}/generate", f"output={run}/export"]),
-        ),
-    )
-    for name, stage, config in stages:
-        console.rule(f"{name}: python jobs/{name}.py {CONF}/{name}.yaml")
-        stage(config)
-    show(console, run, sum(truth.values()))
+    console.rule("inputs")
+    num_records = write_inputs(INPUTS)
+    if options.only_inputs:
+        return
+    kind = "smoke-model" if options.model else "smoke-gpu" if options.gpu else "demo"
+    given = [f"models.{role}={options.model}" for role in ("label", "score", "polish")] if options.model else []
+    config = load(PipelineConfig, [str(CONF / f"{kind}.yaml"), *given])
+    console.rule(f"python jobs/pipeline.py {CONF}/{kind}.yaml {' '.join(given)}")
+    pipeline(config)
+    run = Path(config.output)
+    show(console, run, num_records)
     if options.picture:
         drawn = Console(record=True, width=110, file=io.StringIO())
-        show(drawn, run, sum(truth.values()))
+        show(drawn, run, num_records)
         drawn.save_html(str(options.picture), theme=MONOKAI, code_format=PAGE)
     console.print(f"done in {time.monotonic() - started:.0f} s")
+
+
+def write_inputs(folder: Path) -> int:
+    """Corpora, seed pairs and base model; returns the number of records in the corpora."""
+    truth = layout.write_corpora(folder / "corpora")
+    print(f"{sum(truth.values())} records in three corpora's layouts: {folder / 'corpora'}")
+    steps = load(GenerateConfig, ["conf/demo/generate.yaml"]).steps
+    texts = layout.clean_texts()
+    pairs = tiny.write_seeds(folder, texts, steps)
+    print(f"{len(pairs)} seed pairs to learn from, others held out: {folder}/*.jsonl")
+    tiny.build_base(folder / "base", texts, pairs, steps)
+    return sum(truth.values())
 
 
 def show(console: Console, run: Path, num_records: int) -> None:
@@ -107,8 +95,8 @@ def show(console: Console, run: Path, num_records: int) -> None:
         ("reasons", "left"),
     ):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    for stage in ("prepare", "generate"):
-        summary = store.Folder(str(run / stage)).read_json(store.SUMMARY)
+    for stage in ROWS:
+        summary = _summary(run, stage)
         if (
             summary["rows_in"] != num_records
             or sum(summary[status] for status in (OK, REJECTED, FAILED)) != num_records
@@ -118,7 +106,7 @@ def show(console: Console, run: Path, num_records: int) -> None:
         table.add_row(
             stage, f"{summary['rows_in']}", *(f"{summary[status]}" for status in (OK, REJECTED, FAILED)), reasons
         )
-    summary = store.Folder(str(run / "export")).read_json(store.SUMMARY)
+    summary = _summary(run, "export")
     left_out = "  ".join(f"{reason} {count}" for reason, count in summary["not_selected"].items() if count)
     exported = summary["train"] + summary["valid"]
     table.add_row(
@@ -138,17 +126,23 @@ def show(console: Console, run: Path, num_records: int) -> None:
         for name in ("text", "instruction", "answer"):
             lines.add_row(f"  {name}", Text(_short(row[name], 150), style="bold" if name == "instruction" else ""))
         console.print(f"[green]{row['source']}[/] {row['verdict']} {row['score']:.2f}", lines, "", sep="\n")
-    for stage, what in (
-        ("prepare", "documents, with reasons"),
-        ("generate", "every row with instruction, verdict, answer"),
-        ("export", "Alpaca, ShareGPT, Parquet, data card"),
-    ):
+    for task, stages in (("instruction from answer", ("train_label",)), ("answer", ("train_chat", "train_final"))):
+        losses = {stage: _summary(run, stage) for stage in stages if (run / stage).is_dir()}
+        if losses:
+            base = next(iter(losses.values()))["valid_loss_before"]
+            after = ", ".join(f"{stage} {summary['valid_loss']:.2f}" for stage, summary in losses.items())
+            console.print(f"  held-out loss, {task}: base model {base:.2f}, {after} nats/token")
+    for stage, what in (*ROWS.items(), ("export", "Alpaca, ShareGPT, Parquet, data card")):
         console.print(f"  {run / stage}/  {what}")
+
+
+def _summary(run: Path, stage: str) -> dict[str, Any]:
+    return dict(store.Folder(str(run / stage)).read_json(store.SUMMARY))
 
 
 def samples(run: Path, num: int = 5) -> list[dict[str, Any]]:
     """The finished rows with the highest scores: text, instruction, verdict, answer."""
-    rows: pa.Table = store.Folder(str(run / "generate")).dataset().to_table()
+    rows: pa.Table = store.Folder(str(run / "curate")).dataset().to_table()
     finished = [row for row in rows.to_pylist() if row["status"] == OK]
     finished.sort(key=lambda row: (-row["score"], row["doc_id"]))
     return finished[:num]

@@ -1,8 +1,7 @@
-"""Tiny Llama-architecture models for the demo and the tests: a tokenizer, a base model, a label model and a chat model.
+"""A tiny Llama-architecture base model with its tokenizer, and the seed files, for the demo and the tests.
 
-The base model reads the demo's documents for a minute; the label model then learns the seed pairs inverted, the chat model
-learns to answer, to score and to polish. They speak broken Chinese and prove the mechanics, not the method's quality.
-Called by kun_ray/demo/__main__.py and by tests; prompts are rendered by kun_ray.prompts, as in inference.
+The base model reads the demo's documents for half a minute; the pipeline then trains the label, chat and final models from
+it. They speak broken Chinese and prove the mechanics, not the method's quality. Called by kun_ray/demo/__main__.py.
 """
 
 from __future__ import annotations
@@ -13,14 +12,13 @@ import time
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from kun_ray.prompts import CHATML, PromptConfig, build_prompt, encode_text, turn_end
+from kun_ray.prompts import CHATML, encode_text
 from kun_ray.steps import StepsConfig
 
 CONTEXT = 2048
@@ -118,78 +116,61 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, path: Path
     model.to(torch.float32)
 
 
-def build_models(folder: Path, texts: list[str], steps: StepsConfig, effort: float = 1.0, say: Any = print) -> None:
-    """Writes folder/{base,label,chat}; models that are there already are kept.
+def build_base(
+    folder: Path, texts: list[str], pairs: list[dict[str, str]], steps: StepsConfig, epochs: int = 3
+) -> None:
+    """Writes the model folder that the label, chat and final models are trained from, unless it is there.
 
     Args:
-        folder: where the three model folders go.
-        texts: documents that the tokenizer and the base model learn from.
-        steps: the prompts that label and chat learn to follow.
-        effort: multiplies the epochs of all three fits; 1 takes about two and a half minutes on two cores.
+        folder: where it goes.
+        texts: documents that the tokenizer and the model learn from.
+        pairs: seed pairs, likewise; held-out ones must not be among them.
+        steps: the prompts, whose words the tokenizer should know.
+        epochs: passes over the texts; three take half a minute on two cores.
     """
-    if all((folder / name / "config.json").is_file() for name in ("base", "label", "chat")):
-        say(f"models in {folder} are there already")
+    if (folder / "config.json").is_file():
+        print(f"base model: {folder} is there already")
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    pairs = seeds()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
     everything = [*texts, *(pair["instruction"] + "\n" + pair["output"] for pair in pairs)]
     prompts = [config.prompt.user for config in (steps.label, steps.score, steps.polish) if config]
     tokenizer = build_tokenizer([*everything, *prompts * 4])
     model = build_model()
-    base: list[Sample] = [([], encode_text(tokenizer, text)[: CONTEXT - 1] + [1]) for text in everything]
-    plan = [
-        ("base", base, 3),
-        ("label", label_samples(tokenizer, pairs, steps), 24),
-        ("chat", chat_samples(tokenizer, pairs, texts, steps), 12),
+    loss = fit(model, [([], encode_text(tokenizer, text)[: CONTEXT - 1] + [1]) for text in everything], epochs)
+    save(model, tokenizer, folder)
+    print(
+        f"base model: {len(everything)} texts, {time.monotonic() - started:.0f} s, loss {loss:.2f} nats/token: {folder}"
+    )
+
+
+def write_seeds(folder: Path, texts: list[str], steps: StepsConfig, num_held_out: int = 20) -> list[dict[str, str]]:
+    """Writes what the demo's models are trained on, as Alpaca files; returns the pairs that are not held out.
+
+    `seeds.jsonl` and `held_out.jsonl` share out the seed pairs. `polish.jsonl` gives a roughened answer as the material,
+    `score.jsonl` sets good instructions against spoilt ones: a model this small must be shown these steps.
+
+    Args:
+        folder: where they go.
+        texts: documents that spoilt instructions are torn from.
+        steps: for how a verdict is written.
+        num_held_out: pairs that no model learns from.
+    """
+    assert steps.score is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, score = random.Random(0), steps.score
+    shuffled = rng.sample(seeds(), len(seeds()))
+    held_out, pairs = shuffled[:num_held_out], shuffled[num_held_out:]
+    polish = [{**pair, "input": _roughened(pair["output"], rng)[:80]} for pair in pairs]
+    verdicts = [
+        {"instruction": instruction, "output": score.tag.format(score.candidates[verdict])}
+        for pair in pairs[::2]
+        for instruction, verdict in ((pair["instruction"], 0), (_spoilt(pair["instruction"], texts, rng), 1))
     ]
-    learned: dict[str, torch.Tensor] = {}
-    for name, samples, epochs in plan:
-        started = time.monotonic()
-        if learned:
-            model.load_state_dict(learned)  # label and chat both start from the base model
-        loss = fit(model, samples, max(1, round(epochs * effort)))
-        if name == "base":
-            learned = {key: value.clone() for key, value in model.state_dict().items()}
-        if not (folder / name).exists():
-            save(model, tokenizer, folder / name)
-        say(f"{name}: {len(samples)} samples, {time.monotonic() - started:.0f} s, loss {loss:.2f} nats/token")
-
-
-def label_samples(tokenizer: PreTrainedTokenizerFast, pairs: list[dict[str, str]], steps: StepsConfig) -> list[Sample]:
-    """Seed pairs inverted: the beginning of the answer in label's prompt, the instruction as the reply."""
-    assert steps.label is not None
-    prompt, end = build_prompt(tokenizer, steps.label.prompt), turn_end(tokenizer)
-    return [
-        (prompt.render({"text": pair["output"][:length]}), encode_text(tokenizer, pair["instruction"]) + end)
-        for pair in pairs
-        for length in (40, 80)
-    ]
-
-
-def chat_samples(
-    tokenizer: PreTrainedTokenizerFast, pairs: list[dict[str, str]], texts: list[str], steps: StepsConfig
-) -> list[Sample]:
-    """What the primary chat model learns: to answer, to score (good seeds against spoilt ones) and to polish."""
-    assert steps.score is not None and steps.polish is not None
-    rng, end = random.Random(0), turn_end(tokenizer)
-    plain = build_prompt(tokenizer, PromptConfig(user="{instruction}"))
-    score, polish = build_prompt(tokenizer, steps.score.prompt), build_prompt(tokenizer, steps.polish.prompt)
-    samples: list[Sample] = []
-    for index, pair in enumerate(pairs):
-        answer = encode_text(tokenizer, pair["output"]) + end
-        samples.append((plain.render(pair), answer))
-        samples.append((polish.render({**pair, "text": _roughened(pair["output"], rng)[:80]}), answer))
-        if index % 2:
-            continue  # a verdict is soon learnt, an answer is not
-        for instruction, verdict in ((pair["instruction"], 0), (_spoilt(pair["instruction"], texts, rng), 1)):
-            reply = steps.score.tag.format(steps.score.candidates[verdict])
-            samples.append(
-                (
-                    score.render({"instruction": instruction, "text": pair["output"]}),
-                    encode_text(tokenizer, reply) + end,
-                )
-            )
-    return samples
+    for name, rows in (("seeds", pairs), ("held_out", held_out), ("polish", polish), ("score", verdicts)):
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return pairs
 
 
 def _spoilt(instruction: str, texts: list[str], rng: random.Random) -> str:

@@ -30,7 +30,7 @@ class ExamEngine:
         self._tokenizer, self._service_s = load_tokenizer(path), service_s
         self._journal = open(Path(journal) / f"{Path(path).name}-{os.getpid()}-{time.time_ns()}", "a", buffering=1)  # noqa: SIM115
 
-    async def choose(self, prompt: list[int], candidates: tuple[int, ...]) -> Reply:
+    async def choose(self, prompt: list[int], candidates: tuple[int, ...], adapter: str | None = None) -> Reply:
         await asyncio.sleep(self._service_s)
         text = self._tokenizer.decode(prompt)
         if asked := re.findall(r"第(\d+)题", text):

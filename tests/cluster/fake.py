@@ -63,7 +63,7 @@ class FakeEngine:
     def kill(self) -> None:
         """It has no processes."""
 
-    async def generate(self, prompt: list[int], sampling: Any) -> Reply:
+    async def generate(self, prompt: list[int], sampling: Any, adapter: str | None = None) -> Reply:
         step, row, marks = self._read(prompt)
         await self._serve(step, row, marks)
         count = len(prompt)
@@ -78,14 +78,14 @@ class FakeEngine:
             text = ""
         return Reply(count, 7, "length" if "cut" in marks else "stop", text)
 
-    async def choose(self, prompt: list[int], candidates: tuple[int, ...]) -> Reply:
+    async def choose(self, prompt: list[int], candidates: tuple[int, ...], adapter: str | None = None) -> Reply:
         step, row, marks = self._read(prompt)
         await self._serve(step, row, marks)
         good = math.log(0.25 if "bad" in marks else 0.75)
         logprobs = (-math.inf, -math.inf) if "nothing" in marks else (good, math.log(1 - math.exp(good)))
         return Reply(len(prompt), 1, "chosen", logprobs=logprobs)
 
-    async def perplexity(self, prompt: list[int]) -> Reply:
+    async def perplexity(self, prompt: list[int], adapter: str | None = None) -> Reply:
         return Reply(len(prompt), 0, "measured", perplexity=10.0)
 
     def _read(self, prompt: list[int]) -> tuple[str, int, list[str]]:
