@@ -156,14 +156,14 @@ def _can_go_on(by_name: dict[str, Progress]) -> bool:
 
 def _connect(config: PipelineConfig, runs: list[Progress]) -> dict[str, str]:
     """The stages' environment: the address of the cluster that all of them join, which may be one that starts here."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    address, local = config.ray.address or os.environ.get("RAY_ADDRESS"), {}
     if address is None:
         needs = [sum(_cpus(run.stage) for run in runs)] if config.overlap else [_cpus(run.stage) for run in runs]
-        execution.connect(config.ray, execution.local_cpus(max(needs)) + execution.LOCAL_MIN_CPUS, dashboard=True)
-        address = ray.get_runtime_context().gcs_address
-        environment[execution.LOCAL_CODE] = "1"
-    return {**environment, "RAY_ADDRESS": address}
+        num_cpus = execution.local_cpus(max(needs)) + execution.LOCAL_MIN_CPUS
+        execution.connect(config.ray, num_cpus, dashboard=True)
+        address, local = ray.get_runtime_context().gcs_address, {execution.LOCAL_CODE: "1"}
+    # A Ray that starts here puts its authentication mode into this process's environment: read after that.
+    return {**os.environ, "PYTHONUNBUFFERED": "1", **local, "RAY_ADDRESS": address}
 
 
 def _end(run: Progress, made_anew: set[str]) -> None:

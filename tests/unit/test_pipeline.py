@@ -57,7 +57,10 @@ def test_models_in_place_of_training() -> None:
     two = "stages.curate=[conf/curate.yaml, 'pools.chat.steps=[score]', 'pools.polish.steps=[polish]']"
     stages = demo(*given, two)
     assert list(stages) == ["prepare", "label", "curate", "export", "train_final"]
-    assert {name: pool.model for name, pool in stages["curate"].config.pools.items()} == {"chat": "a/s", "polish": "a/p"}
+    assert {name: pool.model for name, pool in stages["curate"].config.pools.items()} == {
+        "chat": "a/s",
+        "polish": "a/p",
+    }
     assert stages["prepare"].config.tokenizer == "a/l"
     # Only the label model is given: the chat model is trained, and does both.
     stages = demo("models.label=a/l")
@@ -81,7 +84,9 @@ def test_iterations_curate_with_the_newer_model() -> None:
 
 def test_adapters_share_one_base() -> None:
     lora = "[conf/train/{0}.yaml, conf/train/demo.yaml, 'lora={{rank: 4, merge: {1}}}']"
-    stages = demo(f"stages.train_label={lora.format('label', 'false')}", f"stages.train_chat={lora.format('chat', 'true')}")
+    stages = demo(
+        f"stages.train_label={lora.format('label', 'false')}", f"stages.train_chat={lora.format('chat', 'true')}"
+    )
     label, curate = stages["label"].config, stages["curate"].config
     assert label.pools["label"].model == "runs/demo/inputs/base"
     assert label.steps.label.adapter == "runs/demo/train_label/model"
