@@ -14,12 +14,25 @@ from typing import Any, TypeVar
 from kun_ray import models
 from kun_ray.config import ConfigError, require
 from kun_ray.engine import EngineConfig
-from kun_ray.steps import Step
+from kun_ray.steps import Step, StepsConfig
 
 Config = TypeVar("Config", bound=EngineConfig)
 CONFIG = "adapter_config.json"
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values of max_lora_rank that vLLM has kernels for."""
+
+
+def with_absolute_adapters(steps: StepsConfig) -> StepsConfig:
+    """The steps with the paths of their adapters as every node can use them."""
+    chosen = {field.name: getattr(steps, field.name) for field in dataclasses.fields(steps)}
+    return StepsConfig(
+        **{
+            name: dataclasses.replace(step, adapter=models.absolute(step.adapter))
+            if getattr(step, "adapter", None)
+            else step
+            for name, step in chosen.items()
+        }
+    )
 
 
 def with_local_adapter(step: Step) -> Step:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -11,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -253,6 +254,14 @@ def stopping(on_stop: Callable[[], None], grace_s: float) -> Iterator[threading.
 def local_cpus(needed: float) -> int:
     """Logical CPUs that a local Ray needs when the pools reserve `needed`."""
     return LOCAL_MIN_CPUS + math.ceil(needed)
+
+
+def run_parallel(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """function over items as Ray tasks, results in the order of the items."""
+    task: Any = ray.remote(num_cpus=1)(
+        function if not isinstance(function, functools.partial) else lambda item: function(item)
+    )
+    yield from ray.get([task.remote(item) for item in items])
 
 
 def root_cause(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from omegaconf import MISSING
 from transformers import AutoConfig
 
 from kun_ray import execution, lease, ledger, models, placement, retry, store
-from kun_ray.adapters import check_adapter
+from kun_ray.adapters import check_adapter, with_absolute_adapters
 from kun_ray.board import new_board
 from kun_ray.config import ConfigError, KunError, RayConfig, require, to_dict
 from kun_ray.engine import check_engine_arguments, check_engine_installed
@@ -189,12 +189,14 @@ def build_dataset(
         ok_share: part of the documents with status ok.
     """
     dataset, busy_share = documents, ok_share
+    steps = with_absolute_adapters(config.steps)
     for name, pool in config.pools.items():
+        pool = dataclasses.replace(pool, model=models.absolute(pool.model))
         concurrent = pool.num_concurrent_blocks(busy_share)
         busy_share /= 2  # about as many rows as a step settles in Kun; too low a guess only costs a few idle blocks
         dataset = dataset.repartition(target_num_rows_per_block=pool.rows_per_block).map_batches(
             Pool,
-            fn_constructor_args=(name, pool, config.steps, board),
+            fn_constructor_args=(name, pool, steps, board),
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,

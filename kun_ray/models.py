@@ -55,6 +55,12 @@ def require_on_hub(model: str, key: str) -> None:
         raise ConfigError(f"{neither}, and {constants.ENDPOINT} cannot be reached ({error}): mend the path") from None
 
 
+def absolute(path: str) -> str:
+    """A local path as other processes can use it, whose working folder may be another; URIs and hub ids as they are."""
+    local = os.path.expanduser(path)
+    return os.path.abspath(local) if "://" not in path and os.path.exists(local) else path
+
+
 def fetch_model(model: str, weights: bool = True) -> str:
     """A model as something transformers and vLLM can load: object-store folders are copied to this node once.
 

@@ -16,7 +16,7 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -108,7 +108,7 @@ def _run(config: PrepareConfig, folder: store.Folder, files: list[tuple[CorpusCo
         num_read = _clean(config, files, folder, clean)
         duplicates = _duplicates(config, folder, clean)
         print(f"{len(duplicates.near):,} duplicates among {num_read:,} records; writing documents", flush=True)
-        publish(folder, clean, duplicates, run_parallel)
+        publish(folder, clean, duplicates, execution.run_parallel)
     counts = store.prove_counts(folder, num_read)
     elapsed = time.monotonic() - started
     summary = {
@@ -179,11 +179,12 @@ def _clean(
         counts.filesystem.create_dir(counts.path, recursive=True)
         board = new_board()
         execution.configure(clean)
+        local = _absolute(config)
         monitor = Monitor(board, folder, ["filter"], None, count_statuses(clean), config.ray.log_every_s)
         with monitor:
             documents = read_corpora(files, config.read_tasks, counts).map_batches(
                 clean_block,
-                fn_kwargs={"config": config, "board": board},
+                fn_kwargs={"config": local, "board": board},
                 batch_size=None,
                 batch_format="pyarrow",
                 runtime_env={"env_vars": {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}},
@@ -199,10 +200,19 @@ def _clean(
     return int(clean.read_json(store.SUMMARY)["read"])
 
 
+def _absolute(config: PrepareConfig) -> PrepareConfig:
+    """The configuration with the paths that tasks use as other processes can use them."""
+    kenlm = config.filters.kenlm_path and models.absolute(config.filters.kenlm_path)
+    tokenizer = config.tokenizer and models.absolute(config.tokenizer)
+    return dataclasses.replace(
+        config, tokenizer=tokenizer, filters=dataclasses.replace(config.filters, kenlm_path=kenlm)
+    )
+
+
 def _duplicates(config: PrepareConfig, folder: store.Folder, clean: store.Folder) -> Duplicates:
     """Phase 2: the documents to drop, kept in one file so that a rerun need not search again."""
     if not folder.exists(DUPLICATES):
-        found = find_duplicates(clean.parts(), clean.filesystem, config.dedup, run_parallel)
+        found = find_duplicates(clean.parts(), clean.filesystem, config.dedup, execution.run_parallel)
         pq.write_table(found, folder.child(f"{DUPLICATES}.tmp"), filesystem=folder.filesystem)
         folder.filesystem.move(folder.child(f"{DUPLICATES}.tmp"), folder.child(DUPLICATES))
     return read_duplicates(folder.filesystem, folder.child(DUPLICATES))
@@ -217,14 +227,6 @@ def _explained() -> Iterator[None]:
         raise KunError(
             f"the run ended early: {execution.root_cause(error)}\nWhat was finished is kept; run the same command again to continue."
         ) from error
-
-
-def run_parallel(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-    """function over items as Ray tasks, results in the order of the items."""
-    task: Any = ray.remote(num_cpus=1)(
-        function if not isinstance(function, functools.partial) else lambda item: function(item)
-    )
-    yield from ray.get([task.remote(item) for item in items])
 
 
 @functools.lru_cache(maxsize=2)

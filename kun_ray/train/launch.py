@@ -5,6 +5,7 @@ Ray Train restarts the ranks when one is lost; each time they take the newest wh
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import threading
 import time
@@ -180,7 +181,7 @@ def _fit(config: TrainConfig, folder: store.Folder) -> int:
     wait_for_room([each] * config.num_workers, config.wait_for_resources_s, config.output, config.accelerator_type)
     line = Line.remote()  # type: ignore[attr-defined]
     cost = cost_of(models.fetch_model(config.model, weights=False), config)
-    job = {"config": config, "cost": cost, "peak_flops": _peak(config), "line": line}
+    job = {"config": _absolute(config), "cost": cost, "peak_flops": _peak(config), "line": line}
     internal = Path(folder.path) / "_ray_train"
     trainer = TorchTrainer(
         train_rank,
@@ -249,7 +250,7 @@ def _admit(config: TrainConfig, staging: Path) -> dict[str, float]:
     )(admit)
     print("admission: comparing a vLLM engine with the trainer …", flush=True)
     try:
-        figures: dict[str, float] = ray.get(remote.remote(str(staging), config))
+        figures: dict[str, float] = ray.get(remote.remote(str(staging), _absolute(config)))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, KunError):
             raise error.cause from None
@@ -258,6 +259,12 @@ def _admit(config: TrainConfig, staging: Path) -> dict[str, float]:
         raise KunError(f"admission: the engine's process died ({execution.root_cause(error)})") from error
     print(f"admitted: mean |Δ log p| {figures['mean_abs_diff']:.4f} nats over {figures['num_tokens']:.0f} tokens")
     return figures
+
+
+def _absolute(config: TrainConfig) -> TrainConfig:
+    """The configuration as ranks can use it, which Ray Train runs in a working folder of their own."""
+    output = store.resolve(config.output)[1]
+    return dataclasses.replace(config, model=models.absolute(config.model), output=output)
 
 
 def _num_gpus(config: TrainConfig) -> float:
