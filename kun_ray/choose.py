@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Protocol
-
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kun_ray.config import require
 from kun_ray.prompts import Prompt, PromptConfig, build_prompt, choices, encode_text
 from kun_ray.schema import FAILED
+
+if TYPE_CHECKING:  # transformers takes seconds to import, and most processes never need it
+    from transformers import PreTrainedTokenizerFast
 
 
 @dataclasses.dataclass

@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 from omegaconf import MISSING
-from transformers import AutoConfig
 
 from kun_ray import execution, lease, ledger, models, placement, retry, store
 from kun_ray.adapters import check_adapter, with_absolute_adapters
@@ -251,6 +250,8 @@ def _check_model(name: str, pool: PoolConfig, steps: StepsConfig, longest: int) 
     path = models.fetch_model(pool.model, weights=False)
     tokenizer = load_tokenizer(path, pool.chat_template, pool.trust_remote_code)
     try:
+        from transformers import AutoConfig
+
         hf_config = AutoConfig.from_pretrained(path, trust_remote_code=pool.trust_remote_code)
     except Exception as error:  # transformers raises many classes for an unreadable config.json
         raise ConfigError(

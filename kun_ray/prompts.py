@@ -13,14 +13,16 @@ import dataclasses
 import functools
 import re
 import string
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 from tokenizers import Regex, Tokenizer, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from kun_ray.config import ConfigError, require
 from kun_ray.models import read_chat_template
+
+if TYPE_CHECKING:  # transformers takes seconds to import, and most processes never need it
+    from transformers import PreTrainedTokenizerFast
 
 FIELDS = ("text", "instruction", "title", "answer")
 CHATML = (
@@ -88,6 +90,8 @@ def load_tokenizer(
         ConfigError: no tokenizer there, not a fast one, no chat template to be had, or control tokens that text can form.
     """
     try:
+        from transformers import AutoTokenizer
+
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and hub errors for the same mistake
         raise ConfigError(

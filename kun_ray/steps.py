@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
-from transformers import PreTrainedTokenizerFast
 
 from kun_ray.choose import ChooseConfig, choose_prompt, parse_choose
 from kun_ray.config import one_of, require
 from kun_ray.prompts import Prompt, PromptConfig, build_prompt, choices
 from kun_ray.replies import Reply, parse_choice, parse_label, parse_perplexity, parse_polish, parse_verdict
+
+if TYPE_CHECKING:  # transformers takes seconds to import, and most processes never need it
+    from transformers import PreTrainedTokenizerFast
 
 STEPS = ("perplexity", "label", "score", "polish", "choose")
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from kun_ray import generate, models, store
 from kun_ray.choose import ChooseConfig, choose_prompt
@@ -22,6 +21,9 @@ from kun_ray.pool import PoolConfig
 from kun_ray.prompts import load_tokenizer
 from kun_ray.schema import DOCUMENT, to_table
 from kun_ray.steps import StepsConfig
+
+if TYPE_CHECKING:  # transformers takes seconds to import, and most processes never need it
+    from transformers import PreTrainedTokenizerFast
 
 Row = dict[str, object]
 QUESTION = pa.schema(
@@ -69,6 +71,8 @@ def open_model(pool: PoolConfig, choose: ChooseConfig, key: str) -> Asked:
         pool = dataclasses.replace(pool, chat_template="chatml")  # pools ask for one, though plain texts use none
     tokenizer = load_tokenizer(path, pool.chat_template, pool.trust_remote_code)
     try:
+        from transformers import AutoConfig
+
         hf_config = AutoConfig.from_pretrained(path, trust_remote_code=pool.trust_remote_code)
     except Exception as error:  # transformers raises many classes for an unreadable config.json
         raise ConfigError(f"{key}: {pool.model} cannot be read as a model: {str(error).splitlines()[0]}") from None

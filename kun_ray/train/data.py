@@ -13,19 +13,21 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import PreTrainedTokenizerFast
 
 from kun_ray.config import ConfigError
 from kun_ray.prompts import Chat, PromptConfig, build_chat
 from kun_ray.steps import StepsConfig
 from kun_ray.store import Folder, resolve
 from kun_ray.train.config import DataConfig
+
+if TYPE_CHECKING:  # transformers takes seconds to import, and most processes never need it
+    from transformers import PreTrainedTokenizerFast
 
 EXPORTED = ("sharegpt/{}.jsonl", "alpaca/{}.jsonl")
 """Files of an export that training reads, the first that is there."""
