@@ -10,8 +10,8 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kun_ray.config import require
-from kun_ray.prompts import Prompt, PromptConfig, build_prompt, choices, encode_text
+from kun_ray.config import ConfigError, require
+from kun_ray.prompts import Prompt, PromptConfig, build_prompt, encode_text
 from kun_ray.schema import FAILED
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and most processes never need it
@@ -39,6 +39,29 @@ class HasLogprobs(Protocol):
 
     @property
     def logprobs(self) -> tuple[float, ...]: ...
+
+
+def choices(tokenizer: PreTrainedTokenizerFast, candidates: list[str]) -> tuple[list[int], list[int]]:
+    """What `Engine.choose` needs to tell candidate replies apart by one token.
+
+    In byte-level vocabularies 好 and 差 may begin with the same token: the common beginning then goes into the prompt.
+
+    Returns:
+        (ids that all candidates begin with, for each candidate its first distinguishing token id).
+    Raises:
+        ConfigError: two candidates cannot be told apart by one token.
+    """
+    encoded = [encode_text(tokenizer, candidate) for candidate in candidates]
+    common = 0
+    while all(len(ids) > common for ids in encoded) and len({ids[common] for ids in encoded}) == 1:
+        common += 1
+    firsts = [ids[common] if len(ids) > common else -1 for ids in encoded]
+    if -1 in firsts or len(set(firsts)) < len(candidates):
+        shown = ", ".join(f"{candidate} = {ids}" for candidate, ids in zip(candidates, encoded, strict=True))
+        raise ConfigError(
+            f"score.candidates cannot be told apart by one token of this tokenizer ({shown}): choose others, such as A and B"
+        )
+    return encoded[0][:common], firsts
 
 
 def choose_prompt(tokenizer: PreTrainedTokenizerFast, config: ChooseConfig) -> tuple[Prompt, tuple[int, ...]]:

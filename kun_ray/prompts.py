@@ -11,8 +11,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import json
 import re
 import string
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
@@ -90,9 +92,7 @@ def load_tokenizer(
         ConfigError: no tokenizer there, not a fast one, no chat template to be had, or control tokens that text can form.
     """
     try:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = _tokenizer_class(path).from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and hub errors for the same mistake
         raise ConfigError(
             f"no tokenizer can be loaded from {path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
@@ -209,29 +209,6 @@ def count_tokens(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[i
     return [len(encoding) for encoding in _text_encoder(tokenizer).encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def choices(tokenizer: PreTrainedTokenizerFast, candidates: list[str]) -> tuple[list[int], list[int]]:
-    """What `Engine.choose` needs to tell candidate replies apart by one token.
-
-    In byte-level vocabularies 好 and 差 may begin with the same token: the common beginning then goes into the prompt.
-
-    Returns:
-        (ids that all candidates begin with, for each candidate its first distinguishing token id).
-    Raises:
-        ConfigError: two candidates cannot be told apart by one token.
-    """
-    encoded = [encode_text(tokenizer, candidate) for candidate in candidates]
-    common = 0
-    while all(len(ids) > common for ids in encoded) and len({ids[common] for ids in encoded}) == 1:
-        common += 1
-    firsts = [ids[common] if len(ids) > common else -1 for ids in encoded]
-    if -1 in firsts or len(set(firsts)) < len(candidates):
-        shown = ", ".join(f"{candidate} = {ids}" for candidate, ids in zip(candidates, encoded, strict=True))
-        raise ConfigError(
-            f"score.candidates cannot be told apart by one token of this tokenizer ({shown}): choose others, such as A and B"
-        )
-    return encoded[0][:common], firsts
-
-
 def turn_end(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """Token ids that close the assistant's turn in the chat template: where a reply ends, in training and inference."""
     turns = [{"role": "user", "content": "⟦text⟧"}, {"role": "assistant", "content": "⟦answer⟧"}]
@@ -244,6 +221,22 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     end = turn_end(tokenizer)
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     return end[:1] if end and end[0] in special else []
+
+
+def _tokenizer_class(path: str) -> Any:
+    """AutoTokenizer; or the class that it would take for a folder with a plain tokenizer.json, without importing torch."""
+    config = Path(path, "tokenizer_config.json")
+    whole = config.is_file() and Path(path, "tokenizer.json").is_file()
+    if whole and json.loads(config.read_text()).get("tokenizer_class") in (
+        "TokenizersBackend",
+        "PreTrainedTokenizerFast",
+    ):
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 @functools.lru_cache(maxsize=8)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
-from kun_ray.choose import ChooseConfig, choose_prompt, parse_choose
+from kun_ray.choose import ChooseConfig, choices, choose_prompt, parse_choose
 from kun_ray.config import one_of, require
-from kun_ray.prompts import Prompt, PromptConfig, build_prompt, choices
+from kun_ray.prompts import Prompt, PromptConfig, build_prompt
 from kun_ray.replies import Reply, parse_choice, parse_label, parse_perplexity, parse_polish, parse_verdict
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and most processes never need it

@@ -14,13 +14,13 @@ import numpy as np
 
 from kun_ray.config import KunError
 from kun_ray.engine import EngineConfig
-from kun_ray.train.config import TrainConfig
-from kun_ray.train.model import weight_files
-from kun_ray.train.publish import CARD, digests
+from kun_ray.train.config import CARD, TrainConfig
 
 
 def check_files(folder: Path) -> dict[str, Any]:
     """The card of a published folder, once every file and tensor is what it says. Raises KunError naming what is not."""
+    from kun_ray.train.publish import digests
+
     card: dict[str, Any] = json.loads((folder / CARD).read_text())
     found = digests(folder)
     for name, digest in card["files"].items():
@@ -122,6 +122,8 @@ def _check_tensors(folder: Path, written: dict[str, list[int]]) -> None:
     import torch
     from safetensors import safe_open
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from kun_ray.train.model import weight_files
 
     with torch.device("meta"):
         wanted = {

@@ -11,6 +11,9 @@ from kun_ray.config import RayConfig, one_of, require
 from kun_ray.lease import LEASE_S
 from kun_ray.steps import StepsConfig
 
+CARD = "kun_ray.json"
+"""Beside the weights: digests of every file, tensor names and shapes, and the trainer's log-probabilities on the probes."""
+STAGING = "model.tmp"
 TASKS = ("chat", "label", "score", "polish")
 
 

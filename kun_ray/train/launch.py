@@ -6,6 +6,7 @@ Ray Train restarts the ranks when one is lost; each time they take the newest wh
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import threading
 import time
@@ -19,10 +20,9 @@ from kun_ray.config import ConfigError, KunError, require, to_dict
 from kun_ray.prompts import load_tokenizer
 from kun_ray.room import wait_for_room
 from kun_ray.train import curve, data
-from kun_ray.train.admission import admit
-from kun_ray.train.config import TrainConfig
-from kun_ray.train.memory import cost_of, peak_flops
-from kun_ray.train.publish import STAGING
+from kun_ray.train.admission import admit, engine_config
+from kun_ray.train.config import CARD, STAGING, TrainConfig
+from kun_ray.train.memory import peak_flops
 
 FREE = (
     "output", "valid", "data", "model", "steps", "zero", "accelerator", "num_workers", "cpus_per_worker", "accelerator_type", "resources",
@@ -96,7 +96,7 @@ def _run(config: TrainConfig, folder: store.Folder, tokenizer: Any) -> dict[str,
     execution.warn_if_not_shared([config.output, *([config.model] if Path(config.model).is_dir() else [])])
     staging = Path(folder.path) / STAGING
     restarts = 0
-    if not (staging / "kun_ray.json").is_file():
+    if not (staging / CARD).is_file():
         restarts = _fit(config, folder)
     figures = _admit(config, staging) if config.publish.admission else None
     shutil.rmtree(Path(folder.path) / "model", ignore_errors=True)
@@ -180,8 +180,7 @@ def _fit(config: TrainConfig, folder: store.Folder) -> int:
     each = {"CPU": config.cpus_per_worker, **({"GPU": 1.0} if gpu else {}), **config.resources}
     wait_for_room([each] * config.num_workers, config.wait_for_resources_s, config.output, config.accelerator_type)
     line = Line.remote()  # type: ignore[attr-defined]
-    cost = cost_of(models.fetch_model(config.model, weights=False), config)
-    job = {"config": _absolute(config), "cost": cost, "peak_flops": _peak(config), "line": line}
+    job = {"config": _absolute(config), "peak_flops": _peak(config), "line": line}
     internal = Path(folder.path) / "_ray_train"
     trainer = TorchTrainer(
         train_rank,
@@ -231,7 +230,7 @@ def _fit(config: TrainConfig, folder: store.Folder) -> int:
             f"training ended early: {execution.root_cause(errors[0])}\n"
             "Whole checkpoints are kept; run the same command again to continue from the newest."
         ) from errors[0]
-    if stopped.is_set() and not (Path(folder.path) / STAGING / "kun_ray.json").is_file():
+    if stopped.is_set() and not (Path(folder.path) / STAGING / CARD).is_file():
         raise KeyboardInterrupt
     return max(0, len(curve.read_starts(folder)) - starts - 1)
 
@@ -239,9 +238,8 @@ def _fit(config: TrainConfig, folder: store.Folder) -> int:
 def _admit(config: TrainConfig, staging: Path) -> dict[str, float]:
     """Runs admission where an engine's resources are."""
     from kun_ray.engine import environment
-    from kun_ray.train.admission import check_files, engine_config
 
-    settings = engine_config(staging, check_files(staging), config)
+    settings = engine_config(staging, json.loads((staging / CARD).read_text()), config)
     remote = ray.remote(
         num_cpus=min(1.0, config.cpus_per_worker),
         num_gpus=settings.num_gpus(),

@@ -26,7 +26,7 @@ from kun_ray.store import Folder
 from kun_ray.train import checkpoint, model, packing
 from kun_ray.train.config import TrainConfig
 from kun_ray.train.data import Samples, read_samples
-from kun_ray.train.memory import Cost
+from kun_ray.train.memory import Cost, cost_of
 from kun_ray.train.zero import Zero3Notice, deepspeed_config
 
 WINDOW = 1024
@@ -58,7 +58,7 @@ class Run:
 
 
 def train_rank(job: dict[str, Any]) -> None:
-    """One rank's whole run. `job`: `config`, `cost`, `peak_flops` (None if unknown) and `line` to the driver (actor or None)."""
+    """One rank's whole run. `job`: `config`, `peak_flops` (None if unknown) and `line` to the driver (actor or None)."""
     config: TrainConfig = job["config"]
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # DeepSpeed compiles with ninja
     try:
@@ -73,6 +73,7 @@ def train_rank(job: dict[str, Any]) -> None:
         )  # the other ranks may be about to say the same; ending first would hide it behind a lost connection
         return
     train, valid = read_samples(run.folder, "train"), _valid(run.folder, config)
+    job = {**job, "cost": cost_of(run.path, config)}
     orders = [
         packing.epoch_order(train.data, [e.weight for e in config.data], n, config.seed) for n in range(config.epochs)
     ]

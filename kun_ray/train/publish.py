@@ -20,14 +20,11 @@ import torch.distributed as dist
 
 from kun_ray import __version__
 from kun_ray.train import model
+from kun_ray.train.config import CARD, STAGING
 from kun_ray.train.data import Samples
 
 if TYPE_CHECKING:
     from kun_ray.train.loop import Run
-
-CARD = "kun_ray.json"
-"""Beside the weights: digests of every file, tensor names and shapes, and the trainer's log-probabilities on the probes."""
-STAGING = "model.tmp"
 
 
 def publish(run: Run, samples: Samples) -> None:

@@ -8,7 +8,8 @@ import random
 import pytest
 import torch
 
-from kun_ray.prompts import PromptConfig, build_prompt, choices, stop_token_ids
+from kun_ray.choose import choices
+from kun_ray.prompts import PromptConfig, build_prompt, stop_token_ids
 from kun_ray.steps import Sampling
 
 GREEDY = {"temperature": 0.0, "top_p": 1.0}

@@ -22,12 +22,12 @@ from kun_ray.demo import tiny
 from kun_ray.store import Folder
 from kun_ray.train import curve, packing
 from kun_ray.train.admission import check_files
-from kun_ray.train.config import TrainConfig
+from kun_ray.train.config import CARD, TrainConfig
 from kun_ray.train.data import read_samples
 from kun_ray.train.launch import train
 from kun_ray.train.loop import collate, learning_rate
 from kun_ray.train.model import NextTokenLoss
-from kun_ray.train.publish import CARD, digests
+from kun_ray.train.publish import digests
 
 STEPS = 20
 pytestmark = pytest.mark.real

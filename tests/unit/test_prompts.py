@@ -9,12 +9,12 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from kun_ray.choose import choices
 from kun_ray.config import ConfigError
 from kun_ray.prompts import (
     CHATML,
     PromptConfig,
     build_prompt,
-    choices,
     count_tokens,
     encode_text,
     load_tokenizer,
