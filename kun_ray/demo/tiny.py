@@ -117,7 +117,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, path: Path
 
 
 def build_base(
-    folder: Path, texts: list[str], pairs: list[dict[str, str]], steps: StepsConfig, epochs: int = 4
+    folder: Path, texts: list[str], pairs: list[dict[str, str]], steps: StepsConfig, epochs: int = 3
 ) -> None:
     """Writes the model folder that the label, chat and final models are trained from, unless it is there.
 
@@ -126,7 +126,7 @@ def build_base(
         texts: documents that the tokenizer and the model learn from.
         pairs: seed pairs, likewise; held-out ones must not be among them.
         steps: the prompts, whose words the tokenizer should know.
-        epochs: passes over the texts; four take half a minute on two cores.
+        epochs: passes over the texts; three take half a minute on two cores.
     """
     if (folder / "config.json").is_file():
         print(f"base model: {folder} is there already")
