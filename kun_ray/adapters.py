@@ -51,8 +51,13 @@ def with_adapters(config: Config, folders: Sequence[str | None]) -> Config:
     if not distinct:
         return config
     rank = max(_settings(folder)["r"] for folder in distinct)
-    extra = {"enable_lora": True, "max_loras": len(distinct), "max_lora_rank": next(n for n in RANKS if n >= rank)}
+    extra = {"enable_lora": True, "max_loras": len(distinct), "max_lora_rank": served_rank(rank)}
     return dataclasses.replace(config, engine={**extra, **config.engine})
+
+
+def served_rank(rank: int) -> int:
+    """The least max_lora_rank that vLLM has kernels for and that holds an adapter of this rank."""
+    return next(served for served in RANKS if served >= rank)
 
 
 def check_adapter(folder: str, key: str) -> None:

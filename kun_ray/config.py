@@ -6,15 +6,15 @@ explains them, and holds what all jobs share. It never starts Ray and never read
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import difflib
-import inspect
 import json
+import os
 import re
 import signal
 import sys
-import textwrap
+import threading
+import time
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +24,14 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue
 
+from kun_ray.helptext import dataclass_in, describe, fields
+
 T = TypeVar("T")
 EXTENDS = "extends"
 """In a YAML file: one file or a list of files, relative to it, that it builds upon."""
 
+PARENT = "KUN_RAY_PARENT"
+"""Environment variable of a job that a pipeline has started: the pipeline's process, whose end is the job's too."""
 _CREDENTIALS = re.compile(r"(?<=://)[!#-&(-?A-~]*:[!#-&(-?A-~]*@")
 _SECRET_OPTIONS = re.compile(
     r"([?&](?:[\w-]*(?:secret|token|password|signature|credential|access_?key)[\w-]*|sig)=)[^&\s\"'\\]+", re.IGNORECASE
@@ -132,6 +136,8 @@ def run_job(schema: type[T], main: Callable[[T], object], doc: str | None, posit
         print(f"{(doc or '').strip()}\n\n{usage}\n\n{describe(schema)}")
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if PARENT in os.environ:
+        threading.Thread(target=_end_with, args=(int(os.environ[PARENT]),), name="parent", daemon=True).start()
     try:
         config = load(schema, _with_positional(sys.argv[1:], positional) if positional else sys.argv[1:])
         resolved = yaml.safe_dump(to_dict(config), allow_unicode=True, sort_keys=False)
@@ -145,26 +151,11 @@ def run_job(schema: type[T], main: Callable[[T], object], doc: str | None, posit
         sys.exit(_say("stopped: what was finished is kept; run the same command again to continue", 130))
 
 
-def describe(schema: type, prefix: str = "") -> str:
-    """Every field of a configuration with its type, default and sentence: the text of `--help`."""
-    sentences = _field_sentences(schema)
-    lines: list[str] = []
-    for field, hint in _fields(schema):
-        name = f"{prefix}{field.name}"
-        nested = _dataclass_in(hint)
-        if nested is not None:
-            below = name + {dict: ".<name>.", list: "[i]."}.get(typing.get_origin(hint), ".")  # type: ignore[call-overload]
-            lines += [f"{name}: {sentences.get(field.name, nested.__doc__ or '')}", describe(nested, below)]
-            continue
-        default = _default_text(field)
-        type_name = (
-            hint.__name__
-            if isinstance(hint, type) and typing.get_origin(hint) is None
-            else str(hint).replace("typing.", "")
-        )
-        lines.append(f"{name} ({type_name}{default})")
-        lines.append(textwrap.indent(textwrap.fill(sentences.get(field.name, ""), 110), "    "))
-    return "\n".join(line for line in lines if line.strip())
+def _end_with(parent: int) -> None:
+    """Stops this job as Ctrl-C does when the process that has started it is gone."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    signal.raise_signal(signal.SIGINT)
 
 
 def require(condition: bool, message: str) -> None:
@@ -246,44 +237,9 @@ def _nearest(schema: type, key: str) -> str:
 
 
 def _known_keys(schema: type, prefix: str = "") -> typing.Iterator[str]:
-    for field, hint in _fields(schema):
+    for field, hint in fields(schema):
         yield prefix + field.name
-        nested = _dataclass_in(hint)
+        nested = dataclass_in(hint)
         if nested is not None:
             middle = "<name>." if typing.get_origin(hint) is dict else ""
             yield from _known_keys(nested, f"{prefix}{field.name}.{middle}")
-
-
-def _fields(schema: type) -> list[tuple[dataclasses.Field[Any], Any]]:
-    hints = typing.get_type_hints(schema)
-    return [(field, hints[field.name]) for field in dataclasses.fields(schema)]
-
-
-def _dataclass_in(hint: Any) -> type | None:
-    for candidate in (hint, *typing.get_args(hint)):
-        if isinstance(candidate, type) and dataclasses.is_dataclass(candidate):
-            return candidate
-    return None
-
-
-def _default_text(field: dataclasses.Field[Any]) -> str:
-    if field.default_factory is not dataclasses.MISSING:
-        return f" = {field.default_factory()!r}"
-    if field.default is dataclasses.MISSING or field.default == "???":
-        return ", required"
-    return f" = {field.default!r}"
-
-
-def _field_sentences(schema: type) -> dict[str, str]:
-    """The string literal under each field of a dataclass, by field name (PEP 257 attribute docstrings)."""
-    sentences: dict[str, str] = {}
-    for base in schema.__bases__:
-        if dataclasses.is_dataclass(base):
-            sentences |= _field_sentences(base)
-    body = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    for node, following in zip(body.body, body.body[1:], strict=False):
-        match node, following:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(sentence))):
-                sentences[name] = " ".join(sentence.split())
-    return sentences

@@ -63,14 +63,14 @@ class PipelineConfig:
     iterations: int = 1
     """How often to score, polish and train: each time after the first with the final model of the time before."""
     overlap: bool = False
-    """Runs training and inference side by side where the graph allows: the stages must then ask for GPUs that are there
-    for both, such as by `resources` or `accelerator_type`. Off, they follow each other, each with all GPUs."""
+    """Runs one training and one inference stage side by side where the graph allows: they must then ask for GPUs that are
+    there for both, such as by `resources` or `accelerator_type`. Off, they follow each other, each with all GPUs."""
     dry_run: bool = False
     """Prints every stage, whether it would run and why, and ends."""
     lease_s: float = lease.LEASE_S
     """A run that gave no sign of life for so many seconds counts as dead: another one may go on in its output."""
     ray: RayConfig = dataclasses.field(default_factory=RayConfig)
-    """The Ray cluster that all stages use."""
+    """The Ray cluster that all stages join; its other settings are for one that starts here."""
 
     def __post_init__(self) -> None:
         for name in self.stages:
@@ -180,6 +180,8 @@ class Graph:
                 base = self._base_of(model)
                 more.append(f"pools.{pool}.model={base or model}")
                 more += [f"steps.{step}.adapter={model}" for step in settings.steps if base and step in models]
+                if base and (template := self._template_of(model)):
+                    more.append(f"pools.{pool}.chat_template={template}")
                 used.append(model)
         return self._add(name, "generate", more, [source, *used])
 
@@ -190,6 +192,11 @@ class Graph:
                 lora = stage.config.lora
                 return str(stage.config.model) if lora is not None and not lora.merge else None
         return None
+
+    def _template_of(self, model: str) -> str | None:
+        """The chat template that the stage which publishes `model` was told to train with."""
+        stages = [s for s in self.stages.values() if s.job == "train" and model == f"{s.config.output}/model"]
+        return stages[0].config.chat_template if stages else None
 
     def _add(self, name: str, job: str, more: list[str], inputs: list[str]) -> str:
         """Adds a stage that reads `inputs`, folders of other stages or of none; returns its own folder."""

@@ -144,6 +144,12 @@ class _Lease:
             self._ended.wait(2.0)
 
 
+def holder(folder: Folder, lease_s: float) -> str | None:
+    """Who holds a folder now, in words; None if nobody does."""
+    found = read(folder)
+    return _who(found) if found is not None and _is_alive(found, lease_s) else None
+
+
 def read(folder: Folder) -> dict[str, Any] | None:
     """The lease in a folder; None when there is none, or when what is there is not one."""
     try:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -23,7 +24,18 @@ from kun_ray import execution, lease, models, store
 from kun_ray.config import ConfigError, KunError
 from kun_ray.graph import JOBS, Graph, PipelineConfig, Stage
 from kun_ray.progress import duration
-from kun_ray.stage_process import DONE, FAILED, RUNNING, SKIPPED, WAITING, Progress, start, stop_on_signal
+from kun_ray.stage_process import (
+    DONE,
+    FAILED,
+    RUNNING,
+    SKIPPED,
+    STOPPED,
+    WAITING,
+    Progress,
+    start,
+    stop_on_signal,
+    tell_to_stop,
+)
 
 RECORD = "pipeline.json"
 
@@ -114,25 +126,23 @@ def _run(config: PipelineConfig, runs: list[Progress]) -> None:
     made_anew: set[str] = set()
     environment: dict[str, str] | None = None
     with stop_on_signal(runs) as stopped:
-        while any(run.state in (WAITING, RUNNING) for run in runs):
+        while True:
             for run in runs:
                 if run.state == RUNNING and run.process is not None and run.process.poll() is not None:
                     _end(run, made_anew)
-            for run in runs if not stopped.is_set() else []:
-                ready = all(by_name[name].state in (DONE, SKIPPED) for name in run.stage.needs)
-                busy = any(other.state == RUNNING and JOBS[other.stage.job].exclusive for other in runs)
-                if run.state != WAITING or not ready:
+                before = [by_name[name].state for name in run.stage.needs]
+                if run.state == WAITING and all(state in (DONE, SKIPPED) for state in before):
+                    _decide(run, made_anew)
+                if stopped.is_set() or run.state != WAITING or run.verdict is None or _must_wait(config, run, runs):
                     continue
-                what, why = verdict(run.stage, made_anew)
-                if what == "skip":
-                    run.state, run.summary = SKIPPED, run.stage.folder.read_json(store.SUMMARY)
-                elif config.overlap or not (busy and JOBS[run.stage.job].exclusive):
-                    if environment is None:
-                        environment = _connect(config, runs)
-                    if what == "redo":
-                        _set_aside(run.stage, why)
+                environment = environment or _connect(config, runs)
+                if not stopped.is_set() and _set_aside(run):
                     start(run, environment)
-            if not any(run.state == RUNNING for run in runs) and (stopped.is_set() or not _can_go_on(by_name)):
+            if stopped.is_set():
+                tell_to_stop(runs)
+            if not any(run.state == RUNNING or (run.verdict and run.state == WAITING) for run in runs):
+                break
+            if stopped.is_set() and not any(run.state == RUNNING for run in runs):
                 break
             time.sleep(0.2)
     if stopped.is_set():
@@ -146,11 +156,27 @@ def _run(config: PipelineConfig, runs: list[Progress]) -> None:
         )
 
 
-def _can_go_on(by_name: dict[str, Progress]) -> bool:
-    """Whether a stage is left that no failed one stands before."""
-    return any(
-        run.state == WAITING and all(by_name[name].state in (DONE, SKIPPED) for name in run.stage.needs)
-        for run in by_name.values()
+def _decide(run: Progress, made_anew: set[str]) -> None:
+    """Settles a stage whose inputs are there: skipped, or with a verdict that waits to be carried out."""
+    if run.verdict is not None:
+        return
+    try:
+        run.verdict = verdict(run.stage, made_anew)
+    except KunError as error:
+        run.state = FAILED
+        print(f"{run.stage.name}: {error}", flush=True)
+        return
+    if run.verdict[0] == "skip":
+        run.state, run.summary = SKIPPED, run.stage.folder.read_json(store.SUMMARY)
+
+
+def _must_wait(config: PipelineConfig, run: Progress, runs: list[Progress]) -> bool:
+    """Whether a running stage holds the GPUs that this one wants: any exclusive one, or with `overlap` one of its kind."""
+    return JOBS[run.stage.job].exclusive and any(
+        other.state == RUNNING
+        and JOBS[other.stage.job].exclusive
+        and (not config.overlap or other.stage.job == run.stage.job)
+        for other in runs
     )
 
 
@@ -158,33 +184,46 @@ def _connect(config: PipelineConfig, runs: list[Progress]) -> dict[str, str]:
     """The stages' environment: the address of the cluster that all of them join, which may be one that starts here."""
     address, local = config.ray.address or os.environ.get("RAY_ADDRESS"), {}
     if address is None:
-        needs = [sum(_cpus(run.stage) for run in runs)] if config.overlap else [_cpus(run.stage) for run in runs]
-        num_cpus = execution.local_cpus(max(needs)) + execution.LOCAL_MIN_CPUS
-        execution.connect(config.ray, num_cpus, dashboard=True)
+        most = {job: max((_cpus(run.stage) for run in runs if run.stage.job == job), default=0.0) for job in JOBS}
+        num_cpus = execution.local_cpus(sum(most.values()) if config.overlap else max(most.values()))
+        on_term = signal.getsignal(signal.SIGTERM)
+        execution.connect(config.ray, num_cpus + execution.LOCAL_MIN_CPUS, dashboard=True)
+        signal.signal(signal.SIGTERM, on_term)  # connect has put a stage's handler in the place of the pipeline's
         address, local = ray.get_runtime_context().gcs_address, {execution.LOCAL_CODE: "1"}
     # A Ray that starts here puts its authentication mode into this process's environment: read after that.
     return {**os.environ, "PYTHONUNBUFFERED": "1", **local, "RAY_ADDRESS": address}
 
 
 def _end(run: Progress, made_anew: set[str]) -> None:
-    assert run.process is not None
+    assert run.process is not None and run.relay is not None
+    run.relay.join(5)  # its last words first
     run.elapsed_s = time.monotonic() - run.started
     whole = run.process.returncode == 0 and run.stage.folder.is_complete()
-    run.state = DONE if whole else FAILED
+    run.state = DONE if whole else STOPPED if run.told else FAILED
     if whole:
         made_anew.add(run.stage.name)
         run.summary = run.stage.folder.read_json(store.SUMMARY)
     print(f"{run.stage.name}: {run.state} after {duration(run.elapsed_s)}", flush=True)
 
 
-def _set_aside(stage: Stage, why: str) -> None:
-    folder = stage.folder
-    if not isinstance(folder.filesystem, fs.LocalFileSystem):
-        raise KunError(f"{folder.uri} must be made anew ({why}): move it away or delete it, then run the same command")
-    aside = Path(folder.path).parent / "_old" / f"{stage.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+def _set_aside(run: Progress) -> bool:
+    """Makes room for a stage that must be made anew; False, and the stage has failed, when that cannot be."""
+    folder, (what, why) = run.stage.folder, run.verdict or ("", "")
+    if what != "redo":
+        return True
+    holder = lease.holder(folder, lease.LEASE_S)
+    if holder is not None or not isinstance(folder.filesystem, fs.LocalFileSystem):
+        wanted = f"let {holder} end" if holder else "move it away or delete it"
+        print(
+            f"{run.stage.name}: {folder.uri} must be made anew ({why}): {wanted}, then run the same command", flush=True
+        )
+        run.state = FAILED
+        return False
+    aside = Path(folder.path).parent / "_old" / f"{run.stage.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     aside.parent.mkdir(exist_ok=True)
     os.rename(folder.path, aside)
-    print(f"{stage.name}: made anew, since {why}; what was there is now {aside}", flush=True)
+    print(f"{run.stage.name}: made anew, since {why}; what was there is now {aside}", flush=True)
+    return True
 
 
 def _print_plan(stages: list[Stage]) -> None:
@@ -218,8 +257,8 @@ def _result(run: Progress) -> str:
         return ""
     if run.stage.job == "train":
         before, after = found["valid_loss_before"], found["valid_loss"]
-        held_out = f", held out {before:.3f} → {after:.3f} nats/token" if after is not None else ""
-        return f"{found['steps']} steps, loss {found['loss']:.3f}{held_out}"
+        held_out = "" if None in (before, after) else f", held out {before:.3f} → {after:.3f} nats/token"
+        return f"{found['steps']} steps, loss {found['loss']}{held_out}"
     if run.stage.job == "export":
         return f"{found['train']:,} train and {found['valid']:,} valid rows"
     return f"{found['rows']:,} rows: {found['ok']:,} ok, {found['rejected']:,} rejected, {found['failed']:,} failed"

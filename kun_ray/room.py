@@ -12,9 +12,13 @@ from kun_ray.config import KunError
 
 
 def wait_for_room(
-    bundles: list[dict[str, float]], wait_s: float, what: str, accelerator_type: str | None = None
+    bundles: list[dict[str, float]],
+    wait_s: float,
+    what: str,
+    accelerator_type: str | None = None,
+    grows: bool = False,
 ) -> None:
-    """Returns once the cluster has room for all `bundles` at once.
+    """Returns once the cluster has room for all `bundles` at once; one that `grows` need not have it yet.
 
     Raises:
         ConfigError: it could never have.
@@ -26,7 +30,8 @@ def wait_for_room(
     for bundle in bundles:
         for name, amount in bundle.items():
             needs[name] = needs.get(name, 0.0) + amount
-    execution.require_resources(needs, what)
+    if not grows:
+        execution.require_resources(needs, what)
     group = placement_group(bundles, strategy="PACK", name=f"waiting: {what}")
     try:
         ready, _ = ray.wait([group.ready()], timeout=10)
@@ -51,7 +56,8 @@ def holders() -> str:
         for entry in placement_group_table().values()
         if entry["state"] == "CREATED"
     ]
-    return f"taken now: {_shown(taken)}" + (f", by {', '.join(groups + _actors())}" if groups or _actors() else "")
+    takers = groups + _actors()
+    return f"taken now: {_shown(taken)}" + (f", by {', '.join(takers)}" if takers else "")
 
 
 def _actors() -> list[str]:

@@ -16,16 +16,15 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pyarrow import fs
 
-from kun_ray import store
+from kun_ray.config import PARENT
 from kun_ray.graph import Stage
 
-WAITING, RUNNING, DONE, SKIPPED, FAILED = "waiting", "running", "done", "complete already", "failed"
-STOP_S = 180.0
-"""After Ctrl-C or SIGTERM, how long stages may take to bring what they have in hand to disk."""
+WAITING, RUNNING, DONE, SKIPPED = "waiting", "running", "done", "complete already"
+STOPPED, FAILED = "stopped", "failed"
 
 
 @dataclasses.dataclass
@@ -34,7 +33,12 @@ class Progress:
 
     stage: Stage
     state: str = WAITING
+    verdict: tuple[str, str] | None = None
+    """What is to be done and why, once the stages before it are there."""
     process: subprocess.Popen[str] | None = None
+    relay: threading.Thread | None = None
+    told: bool = False
+    """Whether it has been asked to stop."""
     started: float = 0.0
     elapsed_s: float = 0.0
     summary: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -45,61 +49,78 @@ def start(run: Progress, environment: dict[str, str]) -> None:
     stage = run.stage
     script = Path(__file__).parents[1] / "jobs" / f"{stage.job}.py"
     print(f"{stage.name}: {shlex.join(stage.command)}", flush=True)
+    run.state, run.started = RUNNING, time.monotonic()
     run.process = subprocess.Popen(
         [sys.executable, str(script), *stage.args],
-        env=environment,
+        env={**environment, PARENT: str(os.getpid())},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
         start_new_session=True,  # Ctrl-C reaches the stages through this process, once
     )
-    run.state, run.started = RUNNING, time.monotonic()
-    threading.Thread(target=_relay, args=(run,), name=stage.name, daemon=True).start()
+    run.relay = threading.Thread(target=_relay, args=(stage, run.process.stdout), name=stage.name, daemon=True)
+    run.relay.start()
 
 
-def _relay(run: Progress) -> None:
-    """Passes a stage's output on, each line with the stage's name, and keeps it in <output>/logs."""
-    assert run.process is not None and run.process.stdout is not None
-    folder = store.Folder(run.stage.folder.uri.rpartition("/")[0])
-    local = isinstance(folder.filesystem, fs.LocalFileSystem)
-    if local:
-        (Path(folder.path) / "logs").mkdir(exist_ok=True)
-    with open(Path(folder.path) / "logs" / f"{run.stage.name}.log", "a") if local else open(os.devnull, "w") as log:
-        for line in run.process.stdout:
-            log.write(line)
-            log.flush()
-            if not line.startswith("# "):  # the resolved configuration: kept in the log and in the manifest
-                print(f"{run.stage.name} | {line}", end="", flush=True)
+def tell_to_stop(runs: list[Progress]) -> None:
+    """Asks every running stage once to bring what it has in hand to disk and to end."""
+    for run in runs:
+        if run.state == RUNNING and run.process is not None and not run.told:
+            run.told = True
+            with contextlib.suppress(ProcessLookupError):
+                run.process.send_signal(signal.SIGINT)
 
 
 @contextlib.contextmanager
 def stop_on_signal(runs: list[Progress]) -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM are passed on to the running stages, which end cleanly; after a second one they are killed."""
+    """Sets the yielded event on Ctrl-C or SIGTERM; a second one kills the running stages. None is left behind at the end."""
     stopped = threading.Event()
 
     def handle(signum: int, frame: object) -> None:
-        running = [run for run in runs if run.state == RUNNING and run.process is not None]
-        print(
-            f"\nstopping: {', '.join(run.stage.name for run in running) or 'nothing runs'}", file=sys.stderr, flush=True
-        )
-        for run in running:
-            assert run.process is not None
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(run.process.pid, signal.SIGKILL) if stopped.is_set() else run.process.send_signal(
-                    signal.SIGINT
-                )
+        names = ", ".join(run.stage.name for run in runs if run.state == RUNNING)
+        if stopped.is_set():
+            _kill(runs)
+        elif names:
+            print(f"\nstopping {names} (once more to kill)", file=sys.stderr, flush=True)
         stopped.set()
 
     before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stopped
     finally:
+        tell_to_stop(runs)
         for run in runs:
-            if run.process is not None and run.process.poll() is None:  # something went wrong here: leave nobody behind
-                run.process.send_signal(signal.SIGINT)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    run.process.wait(STOP_S)
-                run.process.kill()
+            if run.process is not None:
+                run.process.wait()
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def _kill(runs: list[Progress]) -> None:
+    for run in runs:
+        if run.process is not None and run.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(run.process.pid, signal.SIGKILL)
+
+
+def _relay(stage: Stage, output: TextIO) -> None:
+    """Passes a stage's output on, each line with the stage's name, and keeps it in <output>/logs. Reads on whatever
+    happens to the log or the terminal: a stage that nobody listens to would stand still."""
+    log: TextIO | None = None
+    with contextlib.suppress(OSError):
+        if isinstance(stage.folder.filesystem, fs.LocalFileSystem):
+            folder = Path(stage.folder.path).parent / "logs"
+            folder.mkdir(exist_ok=True)
+            log = (folder / f"{stage.name}.log").open("a", encoding="utf-8")
+    for line in output:
+        with contextlib.suppress(OSError, ValueError):
+            if log is not None:
+                log.write(line)
+                log.flush()
+        with contextlib.suppress(OSError, ValueError):
+            if not line.startswith("# "):  # the resolved configuration: kept in the log and in the manifest
+                print(f"{stage.name} | {line}", end="", flush=True)
+    with contextlib.suppress(OSError):
+        if log is not None:
+            log.close()

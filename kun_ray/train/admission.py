@@ -1,7 +1,7 @@
 """Admission: a published model becomes usable only when a vLLM engine agrees with the trainer on held-out samples.
 
 Files first (digests, tensor names, shapes, RoPE), then log-probabilities. Each refusal names what is wrong. Called by
-launch.py, in a process of its own with the resources of an engine.
+launch.py; it runs in a process of its own with the resources of an engine.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 
+from kun_ray import execution
+from kun_ray.adapters import served_rank
 from kun_ray.config import KunError
-from kun_ray.engine import EngineConfig
+from kun_ray.engine import EngineConfig, environment
+from kun_ray.room import wait_for_room
 from kun_ray.train.config import CARD, TrainConfig
 
 
-def check_files(folder: Path) -> dict[str, Any]:
+def check_files(folder: Path, trust_remote_code: bool = False) -> dict[str, Any]:
     """The card of a published folder, once every file and tensor is what it says. Raises KunError naming what is not."""
     from kun_ray.train.publish import digests
 
@@ -36,7 +40,7 @@ def check_files(folder: Path) -> dict[str, Any]:
             "no engine will agree with it; train again (DeepSpeed ≥ 0.19.8 keeps inv_freq in float32)"
         )
     if card["kind"] == "model":
-        _check_tensors(folder, card["tensors"])
+        _check_tensors(folder, card["tensors"], trust_remote_code)
     return card
 
 
@@ -45,7 +49,11 @@ def engine_config(folder: Path, card: dict[str, Any], config: TrainConfig) -> En
     longest = max(len(probe["ids"]) for probe in card["probes"])
     extra: dict[str, Any] = {"dtype": card["dtype"] if card["kind"] == "model" else config.dtype}
     if card["kind"] == "adapter":
-        extra |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": max(8, config.lora.rank if config.lora else 8)}
+        extra |= {
+            "enable_lora": True,
+            "max_loras": 1,
+            "max_lora_rank": served_rank(config.lora.rank if config.lora else 8),
+        }
     return EngineConfig(
         model=str(folder) if card["kind"] == "model" else config.model,
         accelerator=config.accelerator,
@@ -55,6 +63,40 @@ def engine_config(folder: Path, card: dict[str, Any], config: TrainConfig) -> En
         trust_remote_code=config.trust_remote_code,
         engine={**extra, **config.publish.engine},
     )
+
+
+def admit_on_cluster(config: TrainConfig, staging: Path) -> dict[str, float]:
+    """Runs `admit` where an engine's resources are.
+
+    Raises:
+        KunError: no room, no engine that can load the model, or one that does not agree with the trainer.
+    """
+    settings = engine_config(staging, json.loads((staging / CARD).read_text()), config)
+    needs = {"CPU": min(1.0, config.cpus_per_worker), "GPU": float(settings.num_gpus()), **config.resources}
+    needs = {name: amount for name, amount in needs.items() if amount}
+    wait_for_room([needs], config.wait_for_resources_s, f"{config.output}, admission,", config.accelerator_type)
+    remote = ray.remote(
+        num_cpus=min(1.0, config.cpus_per_worker),
+        num_gpus=settings.num_gpus(),
+        resources=config.resources or None,
+        accelerator_type=config.accelerator_type,
+        max_retries=0,
+        runtime_env={"env_vars": environment(settings, 1)},
+    )(admit)
+    print("admission: comparing a vLLM engine with the trainer …", flush=True)
+    try:
+        figures: dict[str, float] = ray.get(remote.remote(str(staging), config))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, KunError):
+            (staging / CARD).unlink(missing_ok=True)
+            raise KunError(
+                f"{error.cause}\nThe checkpoints are kept: the same command publishes once more from the newest."
+            ) from None
+        raise KunError(f"admission: no vLLM engine could load {staging}: {execution.root_cause(error)}") from error
+    except ray.exceptions.RayError as error:
+        raise KunError(f"admission: the engine's process died ({execution.root_cause(error)})") from error
+    print(f"admitted: mean |Δ log p| {figures['mean_abs_diff']:.4f} nats over {figures['num_tokens']:.0f} tokens")
+    return figures
 
 
 def admit(folder: str, config: TrainConfig) -> dict[str, float]:
@@ -68,7 +110,7 @@ def admit(folder: str, config: TrainConfig) -> dict[str, float]:
     from kun_ray.engine import VllmEngine
     from kun_ray.models import local_folder
 
-    card = check_files(Path(folder))
+    card = check_files(Path(folder), config.trust_remote_code)
     settings = engine_config(Path(folder), card, config)
     engine = VllmEngine(settings, local_folder(settings.model), [])
     adapter = folder if card["kind"] == "adapter" else None
@@ -118,7 +160,7 @@ def compare(folder: str, trained: list[Any], served: list[Any], tolerance: float
     return figures
 
 
-def _check_tensors(folder: Path, written: dict[str, list[int]]) -> None:
+def _check_tensors(folder: Path, written: dict[str, list[int]], trust: bool) -> None:
     import torch
     from safetensors import safe_open
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -129,7 +171,7 @@ def _check_tensors(folder: Path, written: dict[str, list[int]]) -> None:
         wanted = {
             name: list(parameter.shape)
             for name, parameter in AutoModelForCausalLM.from_config(
-                AutoConfig.from_pretrained(folder)
+                AutoConfig.from_pretrained(folder, trust_remote_code=trust), trust_remote_code=trust
             ).named_parameters()
         }
     found = weight_files(folder)

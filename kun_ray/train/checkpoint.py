@@ -7,6 +7,7 @@ size, so that a torn checkpoint is never chosen. DeepSpeed writes files, so the 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,13 @@ def to_universal(folder: Path) -> None:
     from deepspeed.checkpoint.ds_to_universal import main
 
     shutil.rmtree(target, ignore_errors=True)
+    workers = min(8, os.cpu_count() or 1)
     main(
         Namespace(
             input_folder=str(folder),
             output_folder=str(target),
-            num_extract_workers=1,
-            num_merge_workers=1,
+            num_extract_workers=workers,
+            num_merge_workers=workers,
             keep_temp_folder=False,
             strict=True,
             inject_missing_state=True,

@@ -87,7 +87,7 @@ class LoraConfig:
     """Publishes the base with the update added, instead of the adapter alone."""
 
     def __post_init__(self) -> None:
-        require(self.rank >= 1, "lora.rank must be at least 1")
+        require(1 <= self.rank <= 512, "lora.rank must lie between 1 and 512, which is the most that vLLM serves")
         require(len(self.targets) > 0, "lora.targets names no layer")
 
 

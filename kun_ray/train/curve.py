@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import threading
 import time
@@ -61,6 +62,23 @@ def follow(folder: Folder, every_s: float) -> Iterator[None]:
     finally:
         ended.set()
         thread.join(5)
+
+
+def open_tensorboard(folder: Folder) -> Any:
+    """A writer for `tensorboard --logdir <run>`, or None where TensorBoard is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(Path(folder.path) / "tensorboard"))
+
+
+def to_tensorboard(board: Any, line: dict[str, Any]) -> None:
+    """Every number of a metrics.jsonl line that has a step."""
+    for name, value in line.items():
+        if "step" in line and name not in ("step", "steps", "epoch") and isinstance(value, int | float):
+            board.add_scalar(name, value, line["step"])
+    board.flush()
 
 
 def progress(steps: list[dict[str, Any]]) -> str:

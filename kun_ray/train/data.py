@@ -197,7 +197,10 @@ def _conversation(record: dict[str, Any]) -> tuple[str | None, list[tuple[str, s
         extra = "" if extra is None else extra
         if not (isinstance(asked, str) and isinstance(answer, str) and isinstance(extra, str)):
             return None
-        history = [(str(q), str(a)) for q, a in record.get("history") or []]
+        try:
+            history = [(str(q), str(a)) for q, a in record.get("history") or []]
+        except (TypeError, ValueError):
+            return None
         return record.get("system") or None, [*history, (asked, answer)], extra
     try:
         said = [(ROLES[m.get("from") or m["role"]], m.get("value") or m["content"]) for m in messages]

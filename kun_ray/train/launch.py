@@ -6,7 +6,7 @@ Ray Train restarts the ranks when one is lost; each time they take the newest wh
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 import shutil
 import threading
 import time
@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kun_ray import execution, lease, models, store
 from kun_ray.config import ConfigError, KunError, require, to_dict
 from kun_ray.prompts import load_tokenizer
-from kun_ray.room import wait_for_room
-from kun_ray.train import curve, data
-from kun_ray.train.admission import admit, engine_config
+from kun_ray.room import holders, wait_for_room
+from kun_ray.train import checkpoint, curve, data
+from kun_ray.train.admission import admit_on_cluster
 from kun_ray.train.config import CARD, STAGING, TrainConfig
 from kun_ray.train.memory import peak_flops
 
@@ -68,6 +69,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         from kun_ray.train.dry import dry_run
 
         return dry_run(config)
+    config = dataclasses.replace(config, chat_template=models.read_chat_template(config.chat_template))
     tokenizer = preflight(config)
     with lease.opened(config.output, fingerprint(config), to_dict(config), config.lease_s) as folder:
         if folder.is_complete():
@@ -98,7 +100,7 @@ def _run(config: TrainConfig, folder: store.Folder, tokenizer: Any) -> dict[str,
     restarts = 0
     if not (staging / CARD).is_file():
         restarts = _fit(config, folder)
-    figures = _admit(config, staging) if config.publish.admission else None
+    figures = admit_on_cluster(_absolute(config), staging) if config.publish.admission else None
     shutil.rmtree(Path(folder.path) / "model", ignore_errors=True)
     staging.rename(Path(folder.path) / "model")
     steps = curve.read_steps(folder)
@@ -144,7 +146,7 @@ def preflight(config: TrainConfig) -> Any:
 
 def fingerprint(config: TrainConfig) -> dict[str, Any]:
     """What decides the weights, for the manifest. Ranks, sharding and packing do not."""
-    plain = to_dict(config)
+    plain = to_dict(config) | {"chat_template": models.read_chat_template(config.chat_template)}
     return {
         "model": {"path": config.model, "weights": models.model_digest(config.model)},
         "data": [{**entry, "content": _content(entry["path"])} for entry in plain["data"]],
@@ -178,8 +180,16 @@ def _fit(config: TrainConfig, folder: store.Folder) -> int:
 
     gpu = config.accelerator == "gpu"
     each = {"CPU": config.cpus_per_worker, **({"GPU": 1.0} if gpu else {}), **config.resources}
-    wait_for_room([each] * config.num_workers, config.wait_for_resources_s, config.output, config.accelerator_type)
-    line = Line.remote()  # type: ignore[attr-defined]
+    wait_for_room(
+        [each] * config.num_workers,
+        config.wait_for_resources_s,
+        config.output,
+        config.accelerator_type,
+        config.ray.autoscaling,
+    )
+    _fit_checkpoint(config, folder)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    line = Line.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     job = {"config": _absolute(config), "peak_flops": _peak(config), "line": line}
     internal = Path(folder.path) / "_ray_train"
     trainer = TorchTrainer(
@@ -195,7 +205,12 @@ def _fit(config: TrainConfig, folder: store.Folder) -> int:
         run_config=RunConfig(
             name=str(int(time.time())),
             storage_path=str(internal),
-            failure_config=FailureConfig(max_failures=config.max_failures),
+            failure_config=FailureConfig(
+                max_failures=config.max_failures,
+                controller_failure_limit=math.ceil(
+                    config.wait_for_resources_s / 60
+                ),  # it waits a minute for ranks each time
+            ),
             logging_config=LoggingConfig(log_level="ERROR"),
             worker_runtime_env={"env_vars": {**QUIET, "DS_ACCELERATOR": "cuda" if gpu else "cpu"}},
         ),
@@ -222,41 +237,30 @@ def _fit(config: TrainConfig, folder: store.Folder) -> int:
     failed = ray.get(line.failed.remote())
     if failed is not None:
         error, trace = failed
-        if error.startswith("ConfigError: "):
-            raise ConfigError(error.removeprefix("ConfigError: "))
+        kind, _, message = error.partition(": ")
+        if kind in ("ConfigError", "FloatingPointError"):
+            raise (ConfigError if kind == "ConfigError" else KunError)(message)
         raise KunError(f"the ranks could not start: {error}\n{trace}")
     if errors:
         raise KunError(
             f"training ended early: {execution.root_cause(errors[0])}\n"
-            "Whole checkpoints are kept; run the same command again to continue from the newest."
+            f"Whole checkpoints are kept; run the same command again to continue from the newest. {holders()}"
         ) from errors[0]
     if stopped.is_set() and not (Path(folder.path) / STAGING / CARD).is_file():
         raise KeyboardInterrupt
     return max(0, len(curve.read_starts(folder)) - starts - 1)
 
 
-def _admit(config: TrainConfig, staging: Path) -> dict[str, float]:
-    """Runs admission where an engine's resources are."""
-    from kun_ray.engine import environment
-
-    settings = engine_config(staging, json.loads((staging / CARD).read_text()), config)
-    remote = ray.remote(
-        num_cpus=min(1.0, config.cpus_per_worker),
-        num_gpus=settings.num_gpus(),
-        max_retries=0,
-        runtime_env={"env_vars": environment(settings, 1)},
-    )(admit)
-    print("admission: comparing a vLLM engine with the trainer …", flush=True)
-    try:
-        figures: dict[str, float] = ray.get(remote.remote(str(staging), _absolute(config)))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, KunError):
-            raise error.cause from None
-        raise KunError(f"admission: no vLLM engine could load {staging}: {execution.root_cause(error)}") from error
-    except ray.exceptions.RayError as error:
-        raise KunError(f"admission: the engine's process died ({execution.root_cause(error)})") from error
-    print(f"admitted: mean |Δ log p| {figures['mean_abs_diff']:.4f} nats over {figures['num_tokens']:.0f} tokens")
-    return figures
+def _fit_checkpoint(config: TrainConfig, folder: store.Folder) -> None:
+    """Rewrites the newest checkpoint for this number of ranks, before they start: minutes to an hour in which they would
+    hold GPUs for nothing."""
+    found = checkpoint.newest(Path(folder.path) / "checkpoints")
+    if found is not None and found["num_ranks"] != config.num_workers:
+        print(
+            f"{found['path']}: rewriting {found['num_ranks']} ranks' checkpoint for {config.num_workers}; it needs as much disk again",
+            flush=True,
+        )
+        checkpoint.to_universal(found["path"])
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:

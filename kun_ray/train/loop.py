@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import math
 import os
+import shutil
 import socket
 import sys
 import time
@@ -22,8 +23,10 @@ import torch
 import torch.distributed as dist
 
 from kun_ray import models
+from kun_ray.config import ConfigError
 from kun_ray.store import Folder
-from kun_ray.train import checkpoint, model, packing
+from kun_ray.train import checkpoint, curve, model, packing
+from kun_ray.train.batch import collate, learning_rate
 from kun_ray.train.config import TrainConfig
 from kun_ray.train.data import Samples, read_samples
 from kun_ray.train.memory import Cost, cost_of
@@ -48,32 +51,43 @@ class Run:
     device: torch.device
     rank: int
     world: int
+    found: dict[str, Any] | None = None
+    """The checkpoint to go on from, as checkpoint.newest describes it: rank 0's view, for file systems may differ by seconds."""
+    board: Any = None
+    """TensorBoard's writer on rank 0, if it is installed."""
     looked_at: float = 0.0
     """When this rank last asked whether its node is about to go."""
 
     def log(self, **line: Any) -> None:
-        """A line of metrics.jsonl, from rank 0."""
+        """A line of metrics.jsonl, and of TensorBoard, from rank 0."""
         if self.rank == 0:
             self.folder.append_metrics(line)
+            if self.board is not None:
+                curve.to_tensorboard(self.board, line)
 
 
 def train_rank(job: dict[str, Any]) -> None:
     """One rank's whole run. `job`: `config`, `peak_flops` (None if unknown) and `line` to the driver (actor or None)."""
-    config: TrainConfig = job["config"]
+    import ray
+
+    config, line = job["config"], job["line"]
+    if line is not None and ray.get(line.failed.remote()) is not None:
+        return  # Ray Train starts the ranks again after any error; after this one it would be in vain
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # DeepSpeed compiles with ninja
+    begun = bool(curve.read_starts(Folder(config.output)))
     try:
-        run = set_up(config, models.local_folder(config.model))
+        _train(job)
     except Exception as error:
-        if job["line"] is None:
-            raise
-        # What fails before the first step fails again: the driver is told, and Ray Train does not start over.
-        job["line"].report.remote(f"{type(error).__name__}: {error}", traceback.format_exc())
-        time.sleep(
-            2
-        )  # the other ranks may be about to say the same; ending first would hide it behind a lost connection
-        return
-    train, valid = read_samples(run.folder, "train"), _valid(run.folder, config)
+        if line is not None and (isinstance(error, ConfigError | FloatingPointError) or not begun):
+            ray.get(line.report.remote(f"{type(error).__name__}: {error}", traceback.format_exc()))
+        raise
+
+
+def _train(job: dict[str, Any]) -> None:
+    config: TrainConfig = job["config"]
+    run = set_up(config, models.local_folder(config.model))
     job = {**job, "cost": cost_of(run.path, config)}
+    train, valid = read_samples(run.folder, "train"), _valid(run.folder, config)
     orders = [
         packing.epoch_order(train.data, [e.weight for e in config.data], n, config.seed) for n in range(config.epochs)
     ]
@@ -116,8 +130,10 @@ def set_up(config: TrainConfig, path: str) -> Run:
     device = torch.device("cpu" if config.accelerator == "cpu" else f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     torch.manual_seed(config.seed)
     settings = deepspeed_config(config)
-    folder = Folder(config.output)
-    found = checkpoint.newest(Path(folder.path) / "checkpoints")
+    folder, rank = Folder(config.output), dist.get_rank()
+    agreed = [checkpoint.newest(Path(folder.path) / "checkpoints") if rank == 0 else None]
+    dist.broadcast_object_list(agreed, device=device)
+    found = agreed[0]
     settings["checkpoint"] = {"load_universal": found is not None and found["num_ranks"] != dist.get_world_size()}
     notice = Zero3Notice(settings)
     try:
@@ -131,22 +147,20 @@ def set_up(config: TrainConfig, path: str) -> Run:
         notice.close()
     model.restore_rotary(engine.module)
     model.require_rotary(engine.module)
-    return Run(config, folder, path, engine, device, dist.get_rank(), dist.get_world_size())
+    board = curve.open_tensorboard(folder) if rank == 0 else None
+    return Run(config, folder, path, engine, device, rank, dist.get_world_size(), found, board)
 
 
 def resume(run: Run) -> int:
     """Loads the newest whole checkpoint; returns the steps that it holds, 0 for none."""
-    checkpoints = Path(run.folder.path) / "checkpoints"
-    found = checkpoint.newest(checkpoints)
+    checkpoints, found = Path(run.folder.path) / "checkpoints", run.found
     if found is None:
         return 0
     name = checkpoint.tag(found["step"])
     if found["num_ranks"] != run.world:
-        if run.rank == 0:
-            checkpoint.to_universal(found["path"])
-        dist.barrier()
-        name = f"{name}/{checkpoint.UNIVERSAL}"
-    loaded, state = run.engine.load_checkpoint(str(checkpoints), tag=name)
+        name = f"{name}/{checkpoint.UNIVERSAL}"  # launch.py has made it
+    # Without the base's frozen weights, which a LoRA run does not save.
+    loaded, state = run.engine.load_checkpoint(str(checkpoints), tag=name, load_module_strict=run.config.lora is None)
     if loaded is None or state["step"] != found["step"]:
         raise RuntimeError(f"DeepSpeed did not load {found['path']}")
     return int(state["step"])
@@ -155,6 +169,9 @@ def resume(run: Run) -> int:
 def save(run: Run, step: int) -> None:
     """Every rank writes its shards; the checkpoint counts once all have."""
     checkpoints = Path(run.folder.path) / "checkpoints"
+    if run.rank == 0:  # a torn one of the same step, with other ranks' shards perhaps
+        shutil.rmtree(checkpoints / checkpoint.tag(step), ignore_errors=True)
+    dist.barrier()
     run.engine.save_checkpoint(
         str(checkpoints),
         tag=checkpoint.tag(step),
@@ -184,40 +201,6 @@ def evaluate(run: Run, samples: Samples) -> float:
     return float(total[0] / total[1])
 
 
-def collate(samples: Samples, part: list[int], packing: bool, device: torch.device) -> dict[str, Any]:
-    """The tensors of one rank's part of a micro-batch: one row of samples end to end, or one padded row for each."""
-    if not part:  # this rank has nothing left: two tokens that count for nothing
-        blank = torch.zeros((1, 2), dtype=torch.int64, device=device)
-        return {"ids": blank, "targets": blank - 100, "positions": torch.arange(2, device=device)[None], "mask": None}
-    pieces = [samples.sample(index) for index in part]
-    longest = max(len(ids) for ids, _ in pieces)
-    rows = []
-    for ids, said in pieces:
-        targets = np.full(len(ids), -100, dtype=np.int64)
-        targets[:-1][said[1:]] = ids[1:][said[1:]]
-        rows.append((ids.astype(np.int64), targets, np.arange(len(ids)), np.ones(len(ids), dtype=np.int64)))
-    if packing:
-        joined = [np.concatenate(column)[None] for column in zip(*rows, strict=True)]
-    else:
-        fill = (0, -100, 0, 0)
-        joined = [
-            np.stack([np.pad(row[n], (0, longest - len(row[n])), constant_values=fill[n]) for row in rows])
-            for n in range(4)
-        ]
-    ids, targets, positions, mask = (torch.from_numpy(array).to(device) for array in joined)
-    return {"ids": ids, "targets": targets, "positions": positions, "mask": None if packing else mask}
-
-
-def learning_rate(config: TrainConfig, step: int, num_steps: int) -> float:
-    """Rate of step `step` (from 0) out of `num_steps`: linear warm-up, then cosine, linear or constant."""
-    warm = math.ceil(config.warmup * num_steps)
-    if step < warm:
-        return config.lr * (step + 1) / warm
-    left = 1 - (step - warm) / max(1, num_steps - warm)
-    share = {"cosine": 0.5 - 0.5 * math.cos(math.pi * left), "linear": left, "constant": 1.0}[config.schedule]
-    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * share)
-
-
 def _step(
     run: Run, samples: Samples, batch: np.ndarray[Any, Any], step: int, num_steps: int, job: dict[str, Any]
 ) -> tuple[dict[str, Any], bool, bool]:
@@ -237,6 +220,10 @@ def _step(
         figures[1] = float(_asked_to_stop(job))
         figures[2] = float(time.monotonic() - run.looked_at > LOOK_EVERY_S)
     dist.all_reduce(figures)
+    if not math.isfinite(float(figures[0])):
+        raise FloatingPointError(
+            f"the loss of step {step + 1} is {float(figures[0])}: lower lr, or look at the data; checkpoints from before are kept"
+        )
     preempted = bool(figures[2]) and _loses_its_node(run)
     elapsed = time.monotonic() - started
     lengths = samples.lengths[batch]

@@ -57,9 +57,7 @@ class NextTokenLoss(torch.nn.Module):
         losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="none")
         if not total:
             return losses[wanted.flatten() != -100]
-        return (
-            losses.sum() + 0.0 * logits.float().sum()
-        )  # a rank without tokens takes part in the backward pass all the same
+        return losses.sum()  # 0 for a rank without tokens, which takes part in the backward pass all the same
 
 
 def build_model(path: str, config: TrainConfig) -> PreTrainedModel:

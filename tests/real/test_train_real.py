@@ -22,10 +22,10 @@ from kun_ray.demo import tiny
 from kun_ray.store import Folder
 from kun_ray.train import curve, packing
 from kun_ray.train.admission import check_files
+from kun_ray.train.batch import collate, learning_rate
 from kun_ray.train.config import CARD, TrainConfig
 from kun_ray.train.data import read_samples
 from kun_ray.train.launch import train
-from kun_ray.train.loop import collate, learning_rate
 from kun_ray.train.model import NextTokenLoss
 from kun_ray.train.publish import digests
 
@@ -69,10 +69,9 @@ def losses(workshop: Path, output: str) -> list[float]:
     return [found[step] for step in sorted(found)]
 
 
-@pytest.fixture(scope="module")
-def killed(workshop: Path, local_ray: None) -> Iterator[dict[str, Any]]:
-    """A run on two ranks of which one is killed between two checkpoints; 12 samples a step need several micro-batches."""
-    folder = Folder(f"{workshop}/two")
+def train_and_kill(config: TrainConfig) -> dict[str, Any]:
+    """Trains; rank 0 is killed after step 7, between two checkpoints."""
+    folder = Folder(config.output)
 
     def kill() -> None:
         while not any(line.get("step", 0) >= 7 and "loss" in line for line in curve.read_lines(folder)):
@@ -80,7 +79,13 @@ def killed(workshop: Path, local_ray: None) -> Iterator[dict[str, Any]]:
         os.kill(curve.read_starts(folder)[0]["pid"], signal.SIGKILL)
 
     threading.Thread(target=kill, daemon=True).start()
-    yield train(configured(workshop, "two"))
+    return train(config)
+
+
+@pytest.fixture(scope="module")
+def killed(workshop: Path, local_ray: None) -> Iterator[dict[str, Any]]:
+    """A run on two ranks of which one is killed; 12 samples a step need several micro-batches."""
+    yield train_and_kill(configured(workshop, "two"))
 
 
 def test_zero3_equals_a_plain_loop_also_after_a_kill(workshop: Path, killed: dict[str, Any]) -> None:
@@ -185,3 +190,21 @@ def test_the_same_command_again_does_nothing(workshop: Path, killed: dict[str, A
     assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(KunError, match=r"training\.lr: was 0\.001, now 0\.002"):
         train(configured(workshop, "two", "lr=0.002"))
+
+
+def test_an_adapter_survives_a_kill_and_is_served_beside_its_base(workshop: Path, local_ray: None) -> None:
+    more = ["lora={rank: 4, alpha: 8}", "max_steps=10", "lr=1e-2", "publish.admission=true"]
+    summary = train_and_kill(configured(workshop, "lora", *more))
+    assert summary["restarts"] == 1 and [line["step"] for line in curve.read_starts(Folder(f"{workshop}/lora"))] == [
+        0,
+        5,
+    ]
+    assert summary["valid_loss"] < summary["valid_loss_before"] - 0.1
+    assert summary["admission"]["mean_abs_diff"] < 0.02  # vLLM's LoRA kernels agree with peft's
+    files = sorted(path.name for path in (workshop / "lora/model").iterdir())
+    assert "adapter_model.safetensors" in files and "model.safetensors" not in files
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_one_message(workshop: Path, local_ray: None) -> None:
+    with pytest.raises(KunError, match=r"the loss of step \d+ is (nan|inf): lower lr"):
+        train(configured(workshop, "nan", "lr=1e30", "max_grad_norm=0", "warmup=0", "max_failures=2"))

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from omegaconf import MISSING
 
-from kun_ray.config import ConfigError, describe, load, run_job, to_dict, without_credentials
+from kun_ray.config import ConfigError, load, run_job, to_dict, without_credentials
 from kun_ray.export import ExportConfig
 from kun_ray.generate import GenerateConfig
+from kun_ray.helptext import describe
 from kun_ray.prepare import PrepareConfig
 
 REPO = Path(__file__).parents[2]

@@ -13,9 +13,9 @@ import pytest
 from kun_ray.config import ConfigError, KunError, load
 from kun_ray.train import checkpoint
 from kun_ray.train.admission import compare
+from kun_ray.train.batch import learning_rate
 from kun_ray.train.config import LoraConfig, TrainConfig
 from kun_ray.train.dry import cheapest_change, dry_run, validate
-from kun_ray.train.loop import learning_rate
 from kun_ray.train.memory import cost_of, peak_flops
 from kun_ray.train.zero import deepspeed_config
 
