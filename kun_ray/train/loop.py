@@ -74,10 +74,10 @@ def train_rank(job: dict[str, Any]) -> None:
     if line is not None and ray.get(line.failed.remote()) is not None:
         return  # Ray Train starts the ranks again after any error; after this one it would be in vain
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # DeepSpeed compiles with ninja
-    begun = bool(curve.read_starts(Folder(config.output)))
     try:
         _train(job)
     except Exception as error:
+        begun = bool(curve.read_starts(Folder(config.output)))  # what fails before the first step fails again
         if line is not None and (isinstance(error, ConfigError | FloatingPointError) or not begun):
             ray.get(line.report.remote(f"{type(error).__name__}: {error}", traceback.format_exc()))
         raise
