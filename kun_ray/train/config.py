@@ -188,7 +188,7 @@ class TrainConfig:
     keep_last: int = 2
     """Checkpoints kept; one takes 12 bytes per parameter (413 GB for 34B)."""
     eval_every_steps: int | None = None
-    """Measures the held-out loss after so many steps; null: at the end of every epoch."""
+    """Measures the held-out loss after so many steps, and at the end; null: at the end of every epoch."""
     max_failures: int = 3
     """Lost workers or nodes that the run survives, each time from the newest complete checkpoint."""
     publish: PublishConfig = dataclasses.field(default_factory=PublishConfig)

@@ -105,9 +105,8 @@ def _train(job: dict[str, Any]) -> None:
         last_of_epoch = step + 1 == len(plan) or plan[step + 1][0] != epoch
         line, stop, preempted = _step(run, train, batch, step, len(plan), job)
         run.log(epoch=epoch + 1, **line)
-        if valid is not None and (
-            last_of_epoch if not config.eval_every_steps else (step + 1) % config.eval_every_steps == 0
-        ):
+        looks = last_of_epoch if not config.eval_every_steps else (step + 1) % config.eval_every_steps == 0
+        if valid is not None and (looks or step + 1 == len(plan)):
             run.log(step=step + 1, valid_loss=round(evaluate(run, valid), 6))
         due = last_of_epoch if not config.save_every_steps else (step + 1) % config.save_every_steps == 0
         if due or stop or (preempted and not warned) or step + 1 == len(plan):
