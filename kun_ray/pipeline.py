@@ -22,6 +22,7 @@ from rich.table import Table
 
 from kun_ray import execution, lease, models, store
 from kun_ray.config import ConfigError, KunError
+from kun_ray.corpora import list_corpora
 from kun_ray.graph import JOBS, Graph, PipelineConfig, Stage
 from kun_ray.progress import duration
 from kun_ray.stage_process import (
@@ -87,6 +88,8 @@ def verdict(stage: Stage, made_anew: set[str]) -> tuple[str, str]:
     if inputs:
         return "redo", f"{' and '.join(inputs)} {'runs' if len(inputs) == 1 else 'run'} anew"
     found = store.differences(folder, JOBS[stage.job].fingerprint(stage.config))
+    if folder.is_complete():  # a library's new version does not unmake what an older one has made
+        found = [line for line in found if not line.startswith("versions.")]
     if found:
         return "redo", found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")
     return ("skip", "complete, unchanged") if folder.is_complete() else ("continue", "stopped before its end")
@@ -104,6 +107,8 @@ def _check(config: PipelineConfig, stages: list[Stage]) -> None:
         if path and not store.Folder(path).exists():
             raise ConfigError(f"{key}: there is no file or folder {path}")
     for stage in stages:
+        if stage.job == "prepare":
+            list_corpora(stage.config.corpora)
         execution.require_local_gpus(config.ray, _gpus(stage), stage.name)
 
 

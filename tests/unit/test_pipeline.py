@@ -173,6 +173,17 @@ def test_a_stage_runs_anew_when_its_input_or_settings_change(export: Any) -> Non
     assert verdict(stage, set())[0] == "redo"
 
 
+def test_a_new_version_of_a_library_unmakes_nothing(export: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, finish = export
+    store.open_stage(stage.config.output, JOBS["export"].fingerprint(stage.config), {})
+    monkeypatch.setattr("kun_ray.store._versions", lambda: {"ray": "9.9"})
+    assert verdict(stage, set())[0] == "redo"  # an unfinished stage would be half of each
+    monkeypatch.undo()
+    finish()
+    monkeypatch.setattr("kun_ray.store._versions", lambda: {"ray": "9.9"})
+    assert verdict(stage, set())[0] == "skip"
+
+
 def test_dry_run_says_what_would_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     pipeline(load(PipelineConfig, ["conf/pipeline/demo.yaml", "dry_run=true", f"output={tmp_path}"]))
     shown = capsys.readouterr().out
