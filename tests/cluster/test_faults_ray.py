@@ -82,6 +82,7 @@ def test_ctrl_c_and_sigterm_end_a_run_that_can_go_on(cluster, documents, chain, 
     assert ids(job.folder()) == ids(source)
 
 
+@pytest.mark.timeout(2400)
 def test_twenty_kills_lose_nothing_and_double_nothing(cluster, documents, chain, tmp_path):
     """SIGKILL of the driver at twenty random moments, from before the first row to the last file; then one run to the end."""
     source = documents(600)
@@ -142,7 +143,7 @@ def test_rows_that_kill_engines_are_quarantined_and_their_neighbours_live(cluste
 
     assert ids(job.folder()) == ids(source)
     assert summary["ok"] == 118 and summary["reasons"] == {"failed/quarantined": 2}
-    assert [row["title"] for row in job.rows() if row["status"] == "failed"] == ["40", "90"]
+    assert sorted(row["title"] for row in job.rows() if row["status"] == "failed") == ["40", "90"]
     assert all(row["text"] is None for row in job.rows() if row["status"] == "failed")
     killers = [e for e in fake.read_journal(job.plan) if e["event"] == "start" and e["row"] in (40, 90)]
     assert sorted(event["row"] for event in killers) == [40, 40, 90, 90]
