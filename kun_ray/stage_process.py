@@ -26,6 +26,10 @@ from kun_ray.graph import Stage
 WAITING, RUNNING, DONE, SKIPPED = "waiting", "running", "done", "complete already"
 STOPPED, FAILED = "stopped", "failed"
 
+ONLY_LOGGED = ("github.com/ray-project/ray/issues/53727",)
+"""Lines of Ray's about how Ray Data and Ray Train call it, which nobody here can act on; like the resolved configuration
+(`# …`, which is in the manifest too) they stand in the log alone."""
+
 
 @dataclasses.dataclass
 class Progress:
@@ -119,7 +123,7 @@ def _relay(stage: Stage, output: TextIO) -> None:
                 log.write(line)
                 log.flush()
         with contextlib.suppress(OSError, ValueError):
-            if not line.startswith("# "):  # the resolved configuration: kept in the log and in the manifest
+            if not line.startswith("# ") and not any(words in line for words in ONLY_LOGGED):
                 print(f"{stage.name} | {line}", end="", flush=True)
     with contextlib.suppress(OSError):
         if log is not None:

@@ -121,7 +121,10 @@ def test_engines_stay_full_and_the_queue_between_pools_is_bounded(cluster, docum
     limit = config.max_waiting_rows + 2 * queued_tasks * pool.rows_per_block
     assert 32 < most_ahead(events) <= limit < 150
     totals = ray.get(boards[0].snapshot.remote())
-    assert [sum(replica.get("rows", 0) for replica in totals[name].values()) for name in ("label", "score")] == [400, 400]
+    assert [sum(replica.get("rows", 0) for replica in totals[name].values()) for name in ("label", "score")] == [
+        400,
+        400,
+    ]
 
 
 def mean_in_flight(events: list[dict[str, Any]], start: float, end: float) -> float:
