@@ -63,7 +63,7 @@ def pipeline(config: PipelineConfig) -> list[Progress]:
     with lease.held(folder, config.lease_s):
         runs = [Progress(stage) for stage in stages]
         try:
-            _run(config, runs)
+            run_stages(config, runs)
         finally:
             _record(folder, runs)
             _print_table(runs)
@@ -126,7 +126,8 @@ def _cpus(stage: Stage) -> float:
     return float(sum(p.replicas * p.num_cpus for p in stage.config.pools.values())) if stage.job == "generate" else 0.0
 
 
-def _run(config: PipelineConfig, runs: list[Progress]) -> None:
+def run_stages(config: PipelineConfig, runs: list[Progress]) -> None:
+    """Runs the stages that are not there yet, in the order of their needs. Raises as `pipeline` does."""
     by_name = {run.stage.name: run for run in runs}
     made_anew: set[str] = set()
     environment: dict[str, str] | None = None

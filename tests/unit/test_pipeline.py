@@ -11,7 +11,8 @@ import pytest
 from kun_ray import store
 from kun_ray.config import ConfigError, KunError, load
 from kun_ray.graph import JOBS, Graph, PipelineConfig, Stage
-from kun_ray.pipeline import pipeline, verdict
+from kun_ray.pipeline import pipeline, run_stages, verdict
+from kun_ray.stage_process import Progress
 
 REPO = Path(__file__).parents[2]
 
@@ -199,3 +200,23 @@ def test_an_input_that_cannot_be_read_is_an_error(export: Any) -> None:
     with pytest.raises(KunError, match="is not complete"):
         verdict(stage, set())
     assert json.loads((Path(stage.config.output) / store.SUMMARY).read_text())
+
+
+def test_a_failed_stage_is_named_and_what_needs_it_does_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Real processes: one export whose input is not there, and one that would read its output."""
+
+    def stage(name: str, source: str, needs: tuple[str, ...]) -> Stage:
+        args = [f"input={tmp_path}/{source}", f"output={tmp_path}/{name}"]
+        return Stage(name, "export", args, needs, load(JOBS["export"].schema, args))
+
+    runs = [Progress(stage("one", "none", ())), Progress(stage("two", "one", ("one",)))]
+    config = load(PipelineConfig, [f"output={tmp_path}", "ray.address=not-used-by-export"])
+    with pytest.raises(KunError, match=rf"one failed; .*\n  python jobs/export.py input={tmp_path}/none") as found:
+        run_stages(config, runs)
+    assert [run.state for run in runs] == ["failed", "waiting"] and "two" not in str(found.value)
+    message = f"error: there is no folder {tmp_path}/none"
+    assert f"one | {message}" in capsys.readouterr().out
+    log = (tmp_path / "logs/one.log").read_text()
+    assert message in log and log.startswith("# input:")
