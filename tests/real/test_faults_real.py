@@ -36,9 +36,10 @@ def configured(tmp_path: Path, steps_yaml: Path, model: str, texts: list[str], *
 
 
 def engine_processes() -> dict[int, psutil.Process]:
-    """vLLM's processes below this test's own Ray."""
+    """vLLM's living processes below this test's own Ray."""
     mine = psutil.Process().children(recursive=True)
-    return {process.pid: process for process in mine if "VLLM" in process.name()}
+    living = [process for process in mine if process.status() != psutil.STATUS_ZOMBIE]
+    return {process.pid: process for process in living if "VLLM" in process.name()}
 
 
 def test_broken_weights_end_the_run_with_the_engines_own_error(local_ray, model, steps_yaml, texts, tmp_path):
