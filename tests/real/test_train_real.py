@@ -210,7 +210,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_one_message(
 ) -> None:
     network = tiny.build_model(layers=1)
     with torch.no_grad():
-        network.model.embed_tokens.weight[:] = 3e38
+        network.model.norm.weight[:] = 3e38
+        network.lm_head.weight.mul_(1000)
     tiny.save(network, tokenizer, workshop / "spoilt")
     with pytest.raises(KunError, match=r"the loss of step 1 is (nan|inf): lower lr"):
         train(configured(workshop, "nan", f"model={workshop}/spoilt", "max_failures=2"))
