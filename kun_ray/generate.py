@@ -125,7 +125,7 @@ def _complete(config: GenerateConfig, source: store.Folder, folder: store.Folder
     """Runs the rows that are not written yet, proves the counts and publishes the stage."""
     book = ledger.Ledger(folder)
     num_rows = source.dataset().count_rows()
-    if count_written(folder) < num_rows:
+    if folder.num_rows() < num_rows:
         _run(config, source, folder, num_rows, book)
     counts = store.prove_counts(folder, num_rows)
     steps = [step for pool in config.pools.values() for step in pool.steps]
@@ -172,7 +172,7 @@ def _run(
             raise KunError(
                 f"the run ended early: {execution.root_cause(error)}\nWhat was finished is kept; run the same command again to continue."
             ) from error
-    if stopped.is_set() and count_written(folder) < num_rows:
+    if stopped.is_set() and folder.num_rows() < num_rows:
         raise KeyboardInterrupt
 
 
@@ -275,8 +275,3 @@ def _check_model(name: str, pool: PoolConfig, steps: StepsConfig, longest: int) 
                 f"and {instruction} of instruction, {step.sampling.max_tokens if step.sampling else 1} of reply), but {pool.model} has {context}: take a model with more, lower "
                 f"steps.{step_name}.sampling.max_tokens, or prepare with a lower filters.max_tokens"
             )
-
-
-def count_written(folder: store.Folder) -> int:
-    """Rows in the stage's files so far."""
-    return folder.dataset().count_rows() if folder.parts() else 0

@@ -190,7 +190,7 @@ def _clean(
                 runtime_env={"env_vars": {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}},
             )
             execution.write(documents, clean, config.rows_per_file)
-        num_read, num_written = num_rows_read(counts, len(files)), _count(clean)
+        num_read, num_written = num_rows_read(counts, len(files)), clean.num_rows()
         if num_read != num_written:
             raise KunError(
                 f"{num_read:,} records were read, but {num_written:,} were written to {clean.uri}. Did a file of the corpora "
@@ -286,10 +286,6 @@ def _digest(path: str) -> str:
         file.seek(max(0, size - (1 << 20)))
         digest.update(file.read())
     return digest.hexdigest()
-
-
-def _count(folder: store.Folder) -> int:
-    return folder.dataset().count_rows() if folder.parts() else 0
 
 
 def _delete(folder: store.Folder) -> None:

@@ -24,6 +24,8 @@ def wait_for_room(
         ConfigError: it could never have.
         KunError: it had none for `wait_s` seconds; the message says who holds the resources.
     """
+    if not bundles:
+        return
     if accelerator_type:
         bundles = [{**bundle, f"accelerator_type:{accelerator_type}": 0.001} for bundle in bundles]
     needs: dict[str, float] = {}

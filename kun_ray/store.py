@@ -78,6 +78,10 @@ class Folder:
         """The parts as one pyarrow dataset."""
         return pads.dataset(self.parts(), filesystem=self.filesystem, format="parquet")
 
+    def num_rows(self) -> int:
+        """Rows in the parts that are there so far."""
+        return self.dataset().count_rows() if self.parts() else 0
+
     def read_json(self, name: str) -> Any:
         with self.filesystem.open_input_stream(self.child(name)) as stream:
             return json.loads(stream.read())
