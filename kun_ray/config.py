@@ -155,7 +155,7 @@ def _end_with(parent: int) -> None:
     """Stops this job as Ctrl-C does when the process that has started it is gone."""
     while os.getppid() == parent:
         time.sleep(1.0)
-    signal.raise_signal(signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)  # raise_signal would leave the main thread asleep
 
 
 def require(condition: bool, message: str) -> None:

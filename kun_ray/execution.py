@@ -239,7 +239,7 @@ def stopping(on_stop: Callable[[], None], grace_s: float) -> Iterator[threading.
                 on_stop()
             if ended.wait(min(1.0, grace_s)):
                 return
-        signal.raise_signal(signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
 
     before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
     threading.Thread(target=watch, name="stop", daemon=True).start()

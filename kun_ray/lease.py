@@ -140,7 +140,7 @@ class _Lease:
                     break
                 self._write()
         while self.lost_to is not None and not self._ended.is_set():  # two writers would give rows twice
-            signal.raise_signal(signal.SIGINT)  # the first one only asks generate to finish its rows
+            os.kill(os.getpid(), signal.SIGINT)  # the first one only asks generate to finish its rows
             self._ended.wait(2.0)
 
 
