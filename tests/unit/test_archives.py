@@ -7,6 +7,7 @@ import os
 import tarfile
 
 import pytest
+from hostile import special, tar
 
 from kun_ray.archives import ByteStream, GunzipStream
 from kun_ray.documents import extract_wanjuan, read_documents
@@ -24,25 +25,6 @@ def read(path, data: bytes) -> list[dict]:
 
 def outcome(rows: list[dict]) -> list[tuple[str, str | None]]:
     return [(json.loads(row["meta"])["file"], row["reason"]) for row in rows]
-
-
-def tar(*members: tuple[str, bytes] | tarfile.TarInfo, mode: str = "w") -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as archive:
-        for member in members:
-            if isinstance(member, tarfile.TarInfo):
-                archive.addfile(member)
-            else:
-                info = tarfile.TarInfo(member[0])
-                info.size = len(member[1])
-                archive.addfile(info, io.BytesIO(member[1]))
-    return buffer.getvalue()
-
-
-def special(name: str, kind: bytes) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, "/etc/passwd"
-    return info
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "gzipped-all-the-same.jsonl"])
