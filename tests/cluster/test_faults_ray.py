@@ -15,7 +15,7 @@ import pytest
 from chains import WAIT_S, address, ids, kill_session, wait_until
 
 from kun_ray.config import KunError
-from kun_ray.generate import count_written, generate
+from kun_ray.generate import generate
 
 
 def num_ended(job) -> int:
@@ -168,7 +168,7 @@ def test_an_engine_that_fails_at_everything_ends_the_run(cluster, documents, cha
         match=r"pool label, step label: the first 20 requests all failed; the last error: ValueError: row \d+ cannot be served",
     ):
         generate(job.config())
-    assert count_written(job.folder()) == 0 and not job.folder().is_complete()
+    assert job.folder().num_rows() == 0 and not job.folder().is_complete()
 
     chain(source, {"label": ["label"]}, start_error="CUDA out of memory")
     with pytest.raises(KunError, match=r"pool label: its engine cannot start: RuntimeError: CUDA out of memory"):
@@ -228,7 +228,7 @@ def test_a_run_that_died_around_a_write_continues(cluster, documents, chain):
     os.rename(checkpoint, checkpoint.replace(".parquet", ".pending.parquet"))
     os.truncate(torn, 1000)
     assert generate(job.config())["rows"] == 60
-    assert ids(folder) == ids(source) and num_ended(job) == calls + 32 and count_written(folder) == 60
+    assert ids(folder) == ids(source) and num_ended(job) == calls + 32 and folder.num_rows() == 60
 
 
 def _read(path):
