@@ -120,6 +120,7 @@ def configure(folder: Folder, id_column: str = "doc_id", max_waiting_rows: int |
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.use_datasource_v2 = False  # that reader starts 32 processes to read the footers of even one file
     context.checkpoint_config = CheckpointConfig(
         id_column=id_column,
         checkpoint_path=folder.child(CHECKPOINT),

@@ -249,15 +249,7 @@ def _check_model(name: str, pool: PoolConfig, steps: StepsConfig, longest: int) 
     models.require_on_hub(pool.model, f"pools.{name}.model")
     path = models.fetch_model(pool.model, weights=False)
     tokenizer = load_tokenizer(path, pool.chat_template, pool.trust_remote_code)
-    try:
-        from transformers import AutoConfig
-
-        hf_config = AutoConfig.from_pretrained(path, trust_remote_code=pool.trust_remote_code)
-    except Exception as error:  # transformers raises many classes for an unreadable config.json
-        raise ConfigError(
-            f"pools.{name}.model: {pool.model} cannot be read as a model: {str(error).splitlines()[0]}"
-        ) from None
-    most = getattr(hf_config, "max_position_embeddings", None) or math.inf
+    most = models.context_length(path, f"pools.{name}.model")
     context = pool.max_model_len or most
     require(
         context <= most, f"pools.{name}.max_model_len is {context}, but {pool.model} has a context of {most} tokens"

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
+import math
 import os
 import shutil
 import tempfile
@@ -14,12 +16,15 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import huggingface_hub
 from pyarrow import fs
 
 from kun_ray.config import ConfigError
 from kun_ray.store import Folder, resolve
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
+"""What families of models call the longest context in config.json."""
 
 
 def is_missing_folder(model: str) -> bool:
@@ -79,14 +84,38 @@ def fetch_model(model: str, weights: bool = True) -> str:
     return str(target)
 
 
+def context_length(path: str, key: str) -> float:
+    """The longest input in tokens that a model's config.json allows; infinite where it says nothing.
+
+    Read as JSON: transformers' own classes for it import torch, which takes longer than all other checks together.
+
+    Args:
+        path: what `fetch_model` returned.
+        key: of the configuration, for the message.
+
+    Raises:
+        ConfigError: config.json is missing or is not a model's.
+    """
+    try:
+        file = f"{path}/config.json" if os.path.isdir(path) else huggingface_hub.hf_hub_download(path, "config.json")
+        config = json.loads(Path(file).read_text())
+        if "model_type" not in config:
+            raise ValueError("its config.json names no model_type")
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{key}: {path} cannot be read as a model: {str(error).splitlines()[0]}") from None
+    config = config.get("text_config") or config
+    lengths = [config[name] for name in CONTEXT_NAMES if isinstance(config.get(name), int)]
+    return min(lengths, default=math.inf)
+
+
 def local_folder(model: str) -> str:
     """A folder on this node that holds the model, weights and all; a hub id is downloaded into the hub's cache."""
     path = fetch_model(model)
     if os.path.isdir(path):
         return path
-    from huggingface_hub import snapshot_download
-
-    return snapshot_download(path, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack"])
+    return huggingface_hub.snapshot_download(
+        path, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack"]
+    )
 
 
 def _copy_model(filesystem: fs.FileSystem, source: str, target: Path, weights: bool) -> None:

@@ -7,7 +7,6 @@ refuses another model, stops cleanly and proves its counts as every other.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
@@ -70,13 +69,7 @@ def open_model(pool: PoolConfig, choose: ChooseConfig, key: str) -> Asked:
     if choose.plain and pool.chat_template is None:
         pool = dataclasses.replace(pool, chat_template="chatml")  # pools ask for one, though plain texts use none
     tokenizer = load_tokenizer(path, pool.chat_template, pool.trust_remote_code)
-    try:
-        from transformers import AutoConfig
-
-        hf_config = AutoConfig.from_pretrained(path, trust_remote_code=pool.trust_remote_code)
-    except Exception as error:  # transformers raises many classes for an unreadable config.json
-        raise ConfigError(f"{key}: {pool.model} cannot be read as a model: {str(error).splitlines()[0]}") from None
-    context = pool.max_model_len or getattr(hf_config, "max_position_embeddings", None) or math.inf
+    context = pool.max_model_len or models.context_length(path, key)
     fixed = choose_prompt(tokenizer, choose)[0].num_fixed_tokens() + 1
     return Asked(pool, choose, tokenizer, int(min(context, 2**31)) - fixed)
 
