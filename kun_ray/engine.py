@@ -226,6 +226,10 @@ def engine_arguments(config: EngineConfig, model_path: str) -> dict[str, Any]:
     }
     if config.accelerator == "cpu":
         arguments |= {"enforce_eager": True}  # torch.compile of a tiny model takes 117 s instead of 23 s on two cores
+        if config.tensor_parallel_size * config.pipeline_parallel_size == 1:
+            # In the engine's own process. vLLM would start one more, which imports everything again (9 s), to set the
+            # number of OpenMP threads for it: `environment` has set that already.
+            arguments |= {"distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor"}
     return {**arguments, **config.engine}
 
 

@@ -125,6 +125,8 @@ def set_up(config: TrainConfig, path: str) -> Run:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # Shared-memory collectives for inference on CPUs, which training never calls, would be compiled for half a minute.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo" if config.accelerator == "cpu" else "nccl", auto_mpi_discovery=False)
     device = torch.device("cpu" if config.accelerator == "cpu" else f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     torch.manual_seed(config.seed)
