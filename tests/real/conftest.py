@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import shutil
@@ -138,6 +139,19 @@ def running(model: str) -> Iterator[Running]:
     engine = Running(model)
     yield engine
     engine.close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[str], Running]]:
+    """Starts a VllmEngine on a model folder; it ends with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(model: str) -> Running:
+            engine = Running(model)
+            stack.callback(engine.close)
+            return engine
+
+        yield start
 
 
 @pytest.fixture(scope="session")

@@ -20,11 +20,11 @@ from kun_ray.schema import DOCUMENT, doc_id, to_table
 
 
 def configured(tmp_path: Path, steps_yaml: Path, model: str, texts: list[str], *overrides: str) -> GenerateConfig:
-    """A label stage over 200 rows."""
+    """A label stage over 400 rows."""
     source = store.open_stage(str(tmp_path / "prepare"), {}, {})
     rows = [
         {"doc_id": doc_id("s", "f", n, ""), "source": "s", "text": text, "meta": "{}", "tokens": 40, "status": "ok"}
-        for n, text in enumerate(texts * 10)
+        for n, text in enumerate(texts * 20)
     ]
     pq.write_table(to_table(rows, DOCUMENT), source.child("part-0.parquet"))
     source.finish({})
@@ -54,7 +54,7 @@ def test_broken_weights_end_the_run_with_the_engines_own_error(local_ray, model,
 
 
 def test_a_killed_core_and_a_killed_actor_are_replaced_and_leave_nothing(local_ray, model, steps_yaml, texts, tmp_path):
-    config = configured(tmp_path, steps_yaml, model, texts)
+    config = configured(tmp_path, steps_yaml, model, texts, "ray.log_every_s=0.5")
     killed: list[str] = []
 
     def kill(what: str) -> None:
@@ -74,7 +74,7 @@ def test_a_killed_core_and_a_killed_actor_are_replaced_and_leave_nothing(local_r
     summary = generate(config)
     killer.join()
     assert killed == ["core", "actor"] and summary["restarts"] == 2
-    assert summary["rows"] == 200 and summary["duplicates"] == 0 and "failed/quarantined" not in summary["reasons"]
+    assert summary["rows"] == 400 and summary["duplicates"] == 0 and "failed/quarantined" not in summary["reasons"]
     deadline = time.monotonic() + 60
     while engine_processes() and time.monotonic() < deadline:
         time.sleep(0.5)

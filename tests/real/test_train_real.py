@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from decoding import GREEDY, greedy, text_of
 from transformers import AutoModelForCausalLM
 
 from kun_ray.config import KunError, load
 from kun_ray.demo import tiny
+from kun_ray.prompts import PromptConfig, build_prompt, stop_token_ids
+from kun_ray.steps import Sampling
 from kun_ray.store import Folder
 from kun_ray.train import curve, packing
 from kun_ray.train.admission import check_files
@@ -158,6 +161,27 @@ def test_the_published_folder_is_what_the_trainer_had(workshop: Path, killed: di
         np.testing.assert_allclose(logprobs.detach().numpy(), probe["logprobs"], atol=1e-3)
     assert len(list(folder.glob("*.safetensors"))) > 1
     assert {oct(file.stat().st_mode & 0o777) for file in folder.iterdir()} == {"0o644"}
+
+
+def test_transformers_and_vllm_decode_the_published_folder_alike(
+    workshop: Path, killed: dict[str, Any], serve: Any
+) -> None:
+    """Greedy tokens, in several shards' weights, after ZeRO-3, a kill and a resume."""
+    folder = str(workshop / "two" / "model")
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    running = serve(folder)
+    stop = {*stop_token_ids(running.tokenizer), network.config.eos_token_id}
+    prompt = build_prompt(running.tokenizer, PromptConfig(user="{text}"))
+    asked = [prompt.render({"text": pair["instruction"]}) for pair in tiny.seeds()[70:90]]
+    expected = [(ids, tokens) for ids in asked if (tokens := greedy(network, ids, stop, 24))]
+    assert sum(len(tokens) for _, tokens in expected) > 60
+    replies = running(
+        *(
+            running.engine.generate(ids, Sampling(**GREEDY, repetition_penalty=1.0, max_tokens=len(tokens)))
+            for ids, tokens in expected
+        )
+    )
+    assert [reply.text for reply in replies] == [text_of(running, tokens) for _, tokens in expected]
 
 
 def test_admission_names_the_fault(workshop: Path, killed: dict[str, Any], tmp_path: Path) -> None:
