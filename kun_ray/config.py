@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue
 
 from kun_ray.helptext import dataclass_in, describe, fields
@@ -98,6 +98,7 @@ def merge(schema: type, argv: list[str]) -> DictConfig:
         try:
             key, is_setting, value = arg.partition("=")
             if is_setting and any(part.isdigit() for part in key.split(".")):  # an item of a list: data.0.path=…
+                _require_item(merged, key)
                 OmegaConf.update(merged, key, _parse(f"value={value}").value, merge=True)
             else:
                 merged = OmegaConf.merge(merged, _parse(arg))
@@ -109,6 +110,17 @@ def merge(schema: type, argv: list[str]) -> DictConfig:
         except Exception as error:  # OmegaConf lets errors of its parsers and converters through as they are
             raise ConfigError(f"`{getattr(error, 'full_key', None) or arg}` in `{arg}`: {_first_line(error)}") from None
     return typing.cast(DictConfig, merged)
+
+
+def _require_item(config: DictConfig, key: str) -> None:
+    """Raises ConfigError when `key` (data.0.path) goes through an item that its list does not have."""
+    parts = key.split(".")
+    for place, part in enumerate(parts):
+        before = ".".join(parts[:place])
+        items = OmegaConf.select(config, before) if part.isdigit() else None
+        if isinstance(items, ListConfig) and int(part) >= len(items):
+            has = f"only {len(items)}, counted from 0" if len(items) else "none"
+            raise ConfigError(f"`{key}`: {before} has no item {part}, it has {has}; write {before}=[{{…}}]")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

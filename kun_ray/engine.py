@@ -162,10 +162,8 @@ class VllmEngine:
     async def perplexity(self, prompt: list[int], adapter: str | None = None) -> Reply:
         from vllm import SamplingParams
 
-        params = SamplingParams(
-            max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, output_kind=_final_only()
-        )
-        output = await self._request(prompt, params, adapter)
+        once = {"max_tokens": 1, "temperature": 0.0, "detokenize": False, "output_kind": _final_only()}
+        output = await self._request(prompt, SamplingParams(**once, prompt_logprobs=0), adapter)
         logprobs = [
             at[token].logprob for token, at in zip(prompt, output.prompt_logprobs, strict=True) if at is not None
         ]
@@ -202,9 +200,8 @@ class VllmEngine:
                 result = output
                 self.num_events += 1
         except EngineDeadError as error:
-            raise EngineDead(
-                self._tail.cause() or "its core ended without a word (killed, or out of memory?)"
-            ) from error
+            words = self._tail.cause() or "its core ended without a word (killed, or out of memory?)"
+            raise EngineDead(words) from error
         finally:
             self._num_running -= 1
         return result
@@ -227,8 +224,7 @@ def engine_arguments(config: EngineConfig, model_path: str) -> dict[str, Any]:
     if config.accelerator == "cpu":
         arguments |= {"enforce_eager": True}  # torch.compile of a tiny model takes 117 s instead of 23 s on two cores
         if config.tensor_parallel_size * config.pipeline_parallel_size == 1:
-            # In the engine's own process. vLLM would start one more, which imports everything again (9 s), to set the
-            # number of OpenMP threads for it: `environment` has set that already.
+            # Not in a process of its own, whose imports take 9 s: `environment` has set the OpenMP threads already.
             arguments |= {"distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor"}
     return {**arguments, **config.engine}
 

@@ -378,3 +378,11 @@ def test_shipped_limits_are_kuns() -> None:
 )
 def test_credentials_are_taken_out(text: str, shown: str) -> None:
     assert without_credentials(text) == shown
+
+
+def test_an_item_that_a_list_does_not_have_is_named() -> None:
+    from kun_ray.train.config import TrainConfig
+
+    for argv, has in ((["valid.0.path=x"], "none"), (["data=[{path: a}]", "data.1.path=x"], "only 1")):
+        with pytest.raises(ConfigError, match=rf"has no item \d, it has {has}.*write (valid|data)=\[\{{…\}}\]"):
+            load(TrainConfig, argv)
