@@ -123,6 +123,11 @@ def _require_item(config: DictConfig, key: str) -> None:
             raise ConfigError(f"`{key}`: {before} has no item {part}, it has {has}; write {before}=[{{…}}]")
 
 
+def top_level_keys(argv: list[str]) -> set[str]:
+    """The first parts of all keys that YAML files and `key=value` arguments set. Raises ConfigError as `load` does."""
+    return {str(key) for arg in argv for key in _parse(arg)}
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """The resolved configuration as plain JSON-able values."""
     return dataclasses.asdict(config)

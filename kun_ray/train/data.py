@@ -166,6 +166,13 @@ class Chats:
         return self._laid_out[turns, own].render({**values, "title": system or ""})
 
 
+def pairs(path: str) -> Iterator[tuple[str, str]]:
+    """(user, assistant) of every turn in a file of conversations or an export; what cannot be read is left out."""
+    for _, record in _records(DataConfig(path=path)):
+        found = _conversation(record) if isinstance(record, dict) else None
+        yield from found[1] if found is not None else ()
+
+
 def _sample(entry: DataConfig, record: dict[str, Any], chats: Chats) -> Any:
     """(ids, said) of one record, or the reason why it cannot be used."""
     conversation = _conversation(record)

@@ -35,7 +35,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
         source = models.fetch_model(config.model, weights=False)
     elif not Path(source).exists():
         raise ConfigError(f"model_config: there is no file {source}")
-    cost = cost_of(source, config)
+    cost = cost_of(source, config.lora, config.trust_remote_code)
     memory = cost.memory(config)
     show(config, cost, memory)
     limit = config.gpu_memory_gb

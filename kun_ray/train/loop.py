@@ -86,7 +86,7 @@ def train_rank(job: dict[str, Any]) -> None:
 def _train(job: dict[str, Any]) -> None:
     config: TrainConfig = job["config"]
     run = set_up(config, models.local_folder(config.model))
-    job = {**job, "cost": cost_of(run.path, config)}
+    job = {**job, "cost": cost_of(run.path, config.lora, config.trust_remote_code)}
     train, valid = read_samples(run.folder, "train"), _valid(run.folder, config)
     orders = [
         packing.epoch_order(train.data, [e.weight for e in config.data], n, config.seed) for n in range(config.epochs)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from kun_ray.train.config import TrainConfig
+    from kun_ray.train.config import LoraConfig, TrainConfig
 
 GB = 1e9
 PEAK_FLOPS = {
@@ -41,6 +41,11 @@ class Cost:
     vocabulary: int
     num_trained: int
     """Parameters that have an optimizer: all, or the adapters'."""
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    context: int
+    """Longest input in tokens."""
 
     def flops(self, lengths: Any) -> float:
         """FLOPs of forward and backward over samples of these lengths: Σ 6·N·s + 12·L·h·s² (PaLM, arXiv 2204.02311, app. B).
@@ -99,21 +104,21 @@ class Cost:
         return 12 * self.num_trained / GB
 
 
-def cost_of(path: str, config: TrainConfig) -> Cost:
+def cost_of(path: str, lora: LoraConfig | None = None, trust_remote_code: bool = False) -> Cost:
     """The cost of the model whose config.json lies in `path` (or is that file), built on the meta device: no memory, no weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    hf_config = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    hf_config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(hf_config, trust_remote_code=config.trust_remote_code)
+        model = AutoModelForCausalLM.from_config(hf_config, trust_remote_code=trust_remote_code)
     total = sum(parameter.numel() for parameter in model.parameters())
     embedding = model.get_input_embeddings().weight
     tied = model.get_output_embeddings().weight is embedding
     trained = total
-    if config.lora is not None:
-        layers = [m for n, m in model.named_modules() if n.rpartition(".")[2] in config.lora.targets]
-        trained = sum(config.lora.rank * (m.in_features + m.out_features) for m in layers)
+    if lora is not None:
+        layers = [m for n, m in model.named_modules() if n.rpartition(".")[2] in lora.targets]
+        trained = sum(lora.rank * (m.in_features + m.out_features) for m in layers)
     return Cost(
         num_parameters=total,
         num_matmul_parameters=total - (0 if tied else embedding.numel()),
@@ -122,6 +127,10 @@ def cost_of(path: str, config: TrainConfig) -> Cost:
         intermediate=hf_config.intermediate_size,
         vocabulary=hf_config.vocab_size,
         num_trained=trained,
+        num_heads=hf_config.num_attention_heads,
+        num_kv_heads=getattr(hf_config, "num_key_value_heads", None) or hf_config.num_attention_heads,
+        head_dim=getattr(hf_config, "head_dim", None) or hf_config.hidden_size // hf_config.num_attention_heads,
+        context=hf_config.max_position_embeddings,
     )
 
 

@@ -48,7 +48,7 @@ def test_the_cheapest_change_is_tried_first():
     config = configured(
         "num_workers=8", "max_tokens=2048", "tokens_per_micro_batch=4096", "gradient_checkpointing=false"
     )
-    cost = cost_of(str(REPO / "conf/shapes/yi-6b.json"), config)
+    cost = cost_of(str(REPO / "conf/shapes/yi-6b.json"), config.lora)
     assert cheapest_change(config, cost, 30) == "set gradient_checkpointing=true"
     kept = dataclasses.replace(config, gradient_checkpointing=True)
     assert cheapest_change(kept, cost, cost.memory(kept)["gpu"] - 1) == "set tokens_per_micro_batch=2048"
@@ -56,13 +56,13 @@ def test_the_cheapest_change_is_tried_first():
 
 def test_lora_trains_little():
     config = dataclasses.replace(configured(), lora=LoraConfig(rank=16))
-    cost = cost_of(str(REPO / "conf/shapes/yi-6b.json"), config)
+    cost = cost_of(str(REPO / "conf/shapes/yi-6b.json"), config.lora)
     assert cost.num_trained < cost.num_parameters / 100
     assert cost.memory(config)["optimizer"] == pytest.approx(12 * cost.num_trained / 1e9)
 
 
 def test_flops_follow_the_formula_and_mfu_their_share_of_the_peak():
-    cost = cost_of(str(REPO / "conf/shapes/yi-34b.json"), configured())
+    cost = cost_of(str(REPO / "conf/shapes/yi-34b.json"))
     assert cost.flops([2048]) / 2048 == pytest.approx(6 * 33.93e9 + 12 * 60 * 7168 * 2048, rel=1e-3)
     assert cost.mfu([2048], 1.0, 2, cost.flops([2048])) == 0.5
     assert cost.mfu([2048], 1.0, 2, None) is None

@@ -1,0 +1,186 @@
+"""What generate and train will have to do: how many documents and pairs, how long, before anything runs.
+
+Counted from a sample of the real corpora, cleaned by the real filters, with the real tokenizer; else from what the user
+says; what is assumed is noted. plan.py makes hours of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kun_ray import store
+from kun_ray.capacity import Traffic
+from kun_ray.config import ConfigError, KunError
+from kun_ray.corpora import CorpusConfig, list_corpora, read_file
+from kun_ray.generate import GenerateConfig
+from kun_ray.pool import PoolConfig
+from kun_ray.prepare import PrepareConfig, clean_batch
+from kun_ray.prompts import build_prompt, count_tokens, load_tokenizer
+from kun_ray.schema import OK
+from kun_ray.sources import CorpusFile
+from kun_ray.train import data
+from kun_ray.train.config import TrainConfig
+
+TOKENS_PER_CHAR = 0.65
+"""Of Chinese text in Yi's vocabulary, about; used only without a tokenizer."""
+PAIRS, INSTRUCTION_TOKENS, ANSWER_TOKENS = 10_000, 60.0, 350.0
+"""Seed pairs and their mean lengths where there are none to count: about Kun's number, and lengths that we assume."""
+
+
+@dataclasses.dataclass
+class Options:
+    """jobs/plan.py's own keys, beside those of the configuration that it plans."""
+
+    card: str = "A100-80"
+    """GPU to plan for: A100-40, A100-80, H100, H200, L40S, or CPU."""
+    price_per_gpu_hour: float | None = None
+    """Price of one GPU-hour, for a total in the same currency."""
+    num_documents: float | None = None
+    """Documents to label; null counts them in the input."""
+    tokens_per_document: float | None = None
+    """Their mean length; null counts a sample."""
+    good_share: float = 0.5
+    """Part of the instructions that scoring accepts: assumed, until a run has shown it."""
+    sample_records: int = 1000
+    """Records of the corpora that are read and cleaned to estimate the rest."""
+    model_config: str | None = None
+    """A config.json to take all models' sizes from, such as conf/shapes/yi-34b.json: for models that are not at hand."""
+    measured: list[str] = dataclasses.field(default_factory=list)
+    """Finished generate stages, run on this card: the time that they took over the planned one corrects the plan."""
+
+
+@dataclasses.dataclass
+class Work:
+    """Means over the rows that generate will see."""
+
+    documents: float
+    tokens: float
+    instruction: float = INSTRUCTION_TOKENS
+    answer: float = ANSWER_TOKENS
+    pairs: int = PAIRS
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class Sampled:
+    """What a sample of the corpora says of all of them."""
+
+    records: float
+    core_seconds: float
+    """To read and filter every record, on this machine."""
+    disk_gb: float
+    """Of the documents that pass, compressed about twofold."""
+    work: Work
+
+
+def sample_corpora(config: PrepareConfig, options: Options) -> Sampled:
+    """Reads the beginning of some files of each corpus through the real filters: documents and tokens to expect.
+
+    Duplicates across files are not seen, so the documents are an upper bound.
+    """
+    files = list_corpora(config.corpora)
+    some = files[:: max(1, len(files) // 8)]
+    started, found, share_read = time.monotonic(), list[pa.Table](), 0.0
+    for corpus, file in some:
+        table, share = _beginning(corpus, file, max(1, options.sample_records // len(some)))
+        found.append(clean_batch(table, config))
+        share_read += share * file.size_bytes
+    elapsed, table = time.monotonic() - started, pa.concat_tables(found)
+    scale = sum(file.size_bytes for _, file in files) / max(share_read, 1.0)
+    ok = table.filter(pc.equal(table["status"], OK))
+    tokens = pc.mean(ok["tokens"]).as_py() if config.tokenizer else None
+    tokens = tokens or (pc.mean(pc.utf8_length(ok["text"])).as_py() or 0) * TOKENS_PER_CHAR
+    records = table.num_rows * scale
+    work = Work(options.num_documents or ok.num_rows * scale, options.tokens_per_document or tokens)
+    work.notes.append(
+        f"sample: {table.num_rows:,} of about {records:,.0f} records in {len(some)} of {len(files):,} files; "
+        f"{ok.num_rows / max(1, table.num_rows):.0%} pass the filters (duplicates not looked for)"
+    )
+    disk = pc.sum(pc.binary_length(ok["text"])).as_py() or 0
+    return Sampled(records, elapsed / max(1, table.num_rows) * records, disk * scale / 1e9 / 2, work)
+
+
+def _beginning(corpus: CorpusConfig, file: CorpusFile, num_rows: int) -> tuple[pa.Table, float]:
+    """The first rows of a file, and which part of the file they are (by the offsets of the records, else by rows)."""
+    tables, rows = list[pa.Table](), 0
+    reader: Iterator[pa.Table] = read_file(corpus, file)
+    for table in reader:
+        tables.append(table)
+        rows += table.num_rows
+        if rows >= num_rows:
+            break
+    whole = next(reader, None) is None
+    read = pa.concat_tables(tables).slice(0, None if whole else num_rows)
+    if whole:
+        return read, 1.0
+    num_bytes = (pc.sum(pc.binary_length(read["text"])).as_py() or 0) * 1.15  # keys and quotes beside the text
+    packed = 3.0 if file.name.endswith((".gz", ".tgz", ".parquet")) else 1.0
+    return read, min(1.0, max(1.0, num_bytes / packed) / max(1, file.size_bytes))
+
+
+def count_input(source: str, options: Options) -> Work:
+    """Documents of a finished prepare stage."""
+    try:
+        table = store.require_complete(source).dataset().to_table(columns=["status", "tokens"])
+    except KunError as error:
+        raise ConfigError(f"{error}; or give num_documents= and tokens_per_document=") from None
+    ok = table.filter(pc.equal(table["status"], OK))
+    mean = pc.mean(ok["tokens"]).as_py() or 0.0
+    return Work(options.num_documents or float(ok.num_rows), options.tokens_per_document or mean)
+
+
+def count_seeds(work: Work, stages: list[tuple[str, Any]], options: Options) -> None:
+    """Mean lengths of instructions and answers, from the seed pairs that the first training stage learns from."""
+    trainings = [stage for _, stage in stages if isinstance(stage, TrainConfig)]
+    places = [entry.path for stage in trainings for entry in stage.data if store.Folder(entry.path).exists()]
+    if not places:
+        work.notes.append(
+            f"assumed: {PAIRS:,} pairs of {INSTRUCTION_TOKENS:.0f} + {ANSWER_TOKENS:.0f} tokens, as no seed pairs are there"
+        )
+        return
+    found = list(itertools.islice(data.pairs(places[0]), 100_000))
+    count = _counter(trainings[0].model, trainings[0].chat_template)
+    asked, said = count([q for q, _ in found]), count([a for _, a in found])
+    work.pairs = max(1, len(found))
+    work.instruction, work.answer = sum(asked) / work.pairs, sum(said) / work.pairs
+    work.notes.append(f"{places[0]}: {len(found):,} pairs of {work.instruction:.0f} + {work.answer:.0f} tokens")
+
+
+def _counter(model: str, chat_template: str | None) -> Any:
+    """Tokens of texts by the model's tokenizer; by their characters when it is not at hand."""
+    if Path(model).is_dir():
+        tokenizer = load_tokenizer(model, chat_template or "chatml")
+        return lambda texts: count_tokens(tokenizer, texts)
+    return lambda texts: [len(text) * TOKENS_PER_CHAR for text in texts]
+
+
+def traffic(pool: PoolConfig, config: GenerateConfig, work: Work, good_share: float) -> Traffic:
+    """Mean tokens that one row asks of a pool. Of a prompt, what stands before the row's own text is cached."""
+    lengths = {"text": work.tokens, "instruction": work.instruction, "title": 10.0}
+    replies = {"label": work.instruction, "score": 1.0, "polish": work.answer, "perplexity": 0.0}
+    prefill = output = longest = 0.0
+    for name in pool.steps:
+        share = good_share if name == "polish" else 1.0
+        chosen: Any = getattr(config.steps, name)
+        prompt: Any = chosen.prompt if name != "perplexity" else None
+        if prompt is None:
+            fixed, fields = 0.0, ["text"]
+        elif Path(pool.model).is_dir():
+            pieces = build_prompt(load_tokenizer(pool.model, pool.chat_template or "chatml"), prompt).pieces
+            fields = [piece for piece in pieces if isinstance(piece, str)]
+            fixed = float(sum(len(piece) for piece in pieces[1:] if not isinstance(piece, str)))
+        else:
+            fields = prompt.fields()
+            fixed = len(prompt.user.partition("}")[2]) * TOKENS_PER_CHAR + 8
+        own = fixed + sum(lengths.get(field, 0.0) for field in fields)
+        prefill, output = prefill + share * own, output + share * replies.get(name, 1.0)
+        longest = max(longest, own + replies.get(name, 1.0) / 2 + (len(prompt.user) * TOKENS_PER_CHAR if prompt else 0))
+    return Traffic(prefill, output, longest)
