@@ -1,6 +1,6 @@
 """The whole Kun loop: train the label and chat models, prepare, label, score, polish, export, train the final model.
 
-python jobs/pipeline.py conf/pipeline/yi-34b.yaml seeds=seeds.jsonl output=/shared/runs/kun corpora='[{name: wudao, format: wudao, paths: [/data/wudao]}]'
+python jobs/pipeline.py conf/pipeline/yi-34b.yaml seeds=seeds.jsonl held_out=held_out.jsonl output=/shared/runs/kun corpora='[{name: wudao, format: wudao, paths: [/data/wudao]}]'
 python jobs/pipeline.py conf/pipeline/demo.yaml dry_run=true     # what would run, and why
 """
 

@@ -1,6 +1,6 @@
 """Says what a run will need and cost, without taking a GPU: documents, memory, hours, disk, price; and whether it fits.
 
-python jobs/plan.py conf/pipeline/yi-34b.yaml output=/shared/kun seeds=/shared/seeds.jsonl card=A100-80 price_per_gpu_hour=2
+python jobs/plan.py conf/pipeline/yi-34b.yaml output=/shared/kun seeds=/shared/seeds.jsonl held_out=/shared/held_out.jsonl card=A100-80 price_per_gpu_hour=2
 python jobs/plan.py conf/generate.yaml pools.label.model=… pools.chat.model=… input=… output=… card=H100
 """
 

@@ -50,8 +50,11 @@ class Board:
             actor: name of the actor, which outlives its processes.
             cleared: suspects that have passed the engine since the last report.
         """
+        before = self._replicas[pool].get(replica, {}).get("answered", 0)
         self._replicas[pool][replica] = {**counters, "alive": 1}
         self._answered[actor] = counters.get("answered", 0) > 0
+        if counters.get("answered", 0) > before:
+            self._deaths.answered(pool)
         self._heard[pool, replica] = time.monotonic()
         if cleared:
             self._deaths.clear(pool, cleared)

@@ -33,7 +33,7 @@ CARDS = {
 }
 PREFILL_EFFICIENCY, DECODE_EFFICIENCY, TRAIN_MFU = 0.5, 0.6, 0.4
 """Parts of a card's FLOPs and bandwidth that engines and trainings usually reach: assumed, until a run is measured."""
-RESERVED_GB = 3.0
+RESERVED_GB = 4.0
 """Activations of a prefill, logits, CUDA graphs and context of an engine: assumed."""
 WIDTHS = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
 """Bytes of one element, by vLLM's names."""

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.data
 from pyarrow import fs
+from ray.data import ExecutionResources
 from ray.data.checkpoint import CheckpointConfig
 from ray.data.datasource import FilenameProvider
 
-from kun_ray.config import ConfigError, KunError, RayConfig, without_credentials
+from kun_ray.config import PARENT, ConfigError, KunError, RayConfig, without_credentials
 from kun_ray.store import CHECKPOINT, SUBMITTED, Folder, is_local
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ PENDING = ".pending.parquet"
 _KUN_ERROR = re.compile(r"^kun_ray\.config\.KunError: (.+)$", re.MULTILINE)
 LOCAL_CODE = "KUN_RAY_LOCAL_CODE"
 """Environment variable of a stage whose Ray runs on this machine, started by a pipeline: its workers import this code."""
+SAME_STOP_S = 3.0
+"""Signals to a pipeline's stage within this time are one wish to stop."""
 LOCAL_MIN_CPUS = 4
 """Logical CPUs of a local Ray: reading, filtering and writing each want one beside the engines'."""
 
@@ -101,7 +104,9 @@ def warn_if_not_shared(uris: list[str]) -> None:
         )
 
 
-def configure(folder: Folder, id_column: str = "doc_id", max_waiting_rows: int | None = None) -> None:
+def configure(
+    folder: Folder, id_column: str = "doc_id", max_waiting_rows: int | None = None, max_cpus: float | None = None
+) -> None:
     """Ray Data's settings for one execution that ends in `write(…, folder)`.
 
     Args:
@@ -109,6 +114,7 @@ def configure(folder: Folder, id_column: str = "doc_id", max_waiting_rows: int |
         id_column: column whose values identify rows across runs; must come out of the read.
         max_waiting_rows: bound on the rows that wait between two pools; null leaves Ray's own bound, which is in bytes
             and lets a fast first pool run far ahead of a slow second one with short texts.
+        max_cpus: most CPUs of the cluster that this execution takes; None takes all that are free.
     """
     from ray.data._internal.execution.backpressure_policy import (
         ENABLED_BACKPRESSURE_POLICIES,
@@ -131,6 +137,7 @@ def configure(folder: Folder, id_column: str = "doc_id", max_waiting_rows: int |
     context.max_consecutive_actor_init_deaths = 2
     policies = [policy for policy in ENABLED_BACKPRESSURE_POLICIES if policy is not RowBackpressure]
     context.set_config("max_waiting_rows", max_waiting_rows)
+    context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=max_cpus)
     context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*policies, RowBackpressure])
 
 
@@ -215,14 +222,18 @@ class RowBackpressure:
 def stopping(on_stop: Callable[[], None], grace_s: float) -> Iterator[threading.Event]:
     """Turns Ctrl-C and SIGTERM into a clean end.
 
-    The first signal calls `on_stop` each second (from a thread; a Board that Ray has restarted knows nothing) and sets the yielded event: the run takes no new rows and finishes
+    Two signals at the same time are one: `ray job stop` sends SIGTERM to a pipeline and to its stages, and the pipeline
+    then tells its stages too. The first signal calls `on_stop` each second (from a thread; a Board that Ray has restarted knows nothing) and sets the yielded event: the run takes no new rows and finishes
     those in flight. A second signal, or `grace_s` seconds, raises KeyboardInterrupt in the main thread.
     """
-    asked, ended = threading.Event(), threading.Event()
+    asked, ended, first = threading.Event(), threading.Event(), [math.inf]
 
     def handle(signum: int, frame: object) -> None:
         if asked.is_set():
+            if PARENT in os.environ and time.monotonic() < first[0] + SAME_STOP_S:
+                return
             raise KeyboardInterrupt
+        first[0] = time.monotonic()
         asked.set()
         print(
             f"\nstopping: finishing the rows in flight (at most {grace_s:g} s; once more to stop at once)",
@@ -257,12 +268,20 @@ def local_cpus(needed: float) -> int:
     return LOCAL_MIN_CPUS + math.ceil(needed)
 
 
-def run_parallel(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-    """function over items as Ray tasks, results in the order of the items."""
+def run_parallel(function: Callable[[Any], Any], items: Sequence[Any], max_cpus: float | None = None) -> Iterator[Any]:
+    """function over items as Ray tasks, results in the order of the items. With `max_cpus`, no more tasks at once."""
     task: Any = ray.remote(num_cpus=1)(
         function if not isinstance(function, functools.partial) else lambda item: function(item)
     )
-    yield from ray.get([task.remote(item) for item in items])
+    if max_cpus is None:
+        yield from ray.get([task.remote(item) for item in items])
+        return
+    refs: list[Any] = []
+    for item in items:
+        if len(refs) >= max_cpus:  # all but max_cpus - 1 of them have ended
+            ray.wait(refs, num_returns=len(refs) - math.ceil(max_cpus) + 1, fetch_local=False)
+        refs.append(task.remote(item))
+    yield from ray.get(refs)
 
 
 def root_cause(error: BaseException) -> str:

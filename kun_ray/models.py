@@ -157,3 +157,14 @@ def read_chat_template(chat_template: str | None) -> str | None:
     if not path.is_file():
         raise ConfigError(f"chat_template: no file {chat_template} (give `chatml` or the path of a Jinja file)")
     return path.read_text()
+
+
+def file_digest(path: str) -> str:
+    """Identity of a large file, wherever it lies: its size and both ends."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        digest.update(f"{size} ".encode() + file.read(1 << 20))
+        file.seek(max(0, size - (1 << 20)))
+        digest.update(file.read())
+    return digest.hexdigest()

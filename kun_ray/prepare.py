@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import time
 import uuid
 from collections import Counter
@@ -63,6 +62,9 @@ class PrepareConfig:
     """Duplicates over the whole input."""
     read_tasks: int | None = None
     """Tasks that read files; null lets Ray choose. A file is never split."""
+    max_cpus: float | None = None
+    """Most CPUs of the cluster to take at once; null takes all that are free, which leaves none to a training that is to
+    start beside it."""
     batch_rows: int = 1024
     """Rows that one filter task takes at a time."""
     rows_per_file: int = 20_000
@@ -108,7 +110,7 @@ def _run(config: PrepareConfig, folder: store.Folder, files: list[tuple[CorpusCo
         num_read = _clean(config, files, folder, clean)
         duplicates = _duplicates(config, folder, clean)
         print(f"{len(duplicates.near):,} duplicates among {num_read:,} records; writing documents", flush=True)
-        publish(folder, clean, duplicates, execution.run_parallel)
+        publish(folder, clean, duplicates, _run_parallel(config))
     counts = store.prove_counts(folder, num_read)
     elapsed = time.monotonic() - started
     summary = {
@@ -178,7 +180,7 @@ def _clean(
         counts = clean.below(f"_read-{uuid.uuid4().hex}")  # an earlier run may have shared out the files otherwise
         counts.filesystem.create_dir(counts.path, recursive=True)
         board = new_board()
-        execution.configure(clean)
+        execution.configure(clean, max_cpus=config.max_cpus)
         local = _absolute(config)
         monitor = Monitor(board, folder, ["filter"], None, count_statuses(clean), config.ray.log_every_s)
         with monitor:
@@ -212,10 +214,14 @@ def _absolute(config: PrepareConfig) -> PrepareConfig:
 def _duplicates(config: PrepareConfig, folder: store.Folder, clean: store.Folder) -> Duplicates:
     """Phase 2: the documents to drop, kept in one file so that a rerun need not search again."""
     if not folder.exists(DUPLICATES):
-        found = find_duplicates(clean.parts(), clean.filesystem, config.dedup, execution.run_parallel)
+        found = find_duplicates(clean.parts(), clean.filesystem, config.dedup, _run_parallel(config))
         pq.write_table(found, folder.child(f"{DUPLICATES}.tmp"), filesystem=folder.filesystem)
         folder.filesystem.move(folder.child(f"{DUPLICATES}.tmp"), folder.child(DUPLICATES))
     return read_duplicates(folder.filesystem, folder.child(DUPLICATES))
+
+
+def _run_parallel(config: PrepareConfig) -> Any:
+    return functools.partial(execution.run_parallel, max_cpus=config.max_cpus)
 
 
 @contextlib.contextmanager
@@ -267,7 +273,7 @@ def fingerprint(config: PrepareConfig, files: list[tuple[CorpusConfig, CorpusFil
     for corpus in plain["corpora"]:  # several may have one name
         settings = {key: corpus[key] for key in ("format", "text_field", "title_field", "meta_fields")}
         corpora.setdefault(corpus["name"], []).append(settings)
-    kenlm = config.filters.kenlm_path and _digest(config.filters.kenlm_path)
+    kenlm = config.filters.kenlm_path and models.file_digest(config.filters.kenlm_path)
     return {
         "corpora": {name: sorted(settings, key=json.dumps) for name, settings in corpora.items()},
         "input": hashlib.blake2b(listing.encode(), digest_size=16).hexdigest(),
@@ -275,17 +281,6 @@ def fingerprint(config: PrepareConfig, files: list[tuple[CorpusConfig, CorpusFil
         "filters": {**plain["filters"], "kenlm_path": kenlm},
         "dedup": {**plain["dedup"], "rows_per_task": None, "signatures": SIGNATURE_VERSION},  # memory, not result
     }
-
-
-def _digest(path: str) -> str:
-    """Identity of a large file, wherever it lies: its size and both ends."""
-    digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        digest.update(f"{size} ".encode() + file.read(1 << 20))
-        file.seek(max(0, size - (1 << 20)))
-        digest.update(file.read())
-    return digest.hexdigest()
 
 
 def _delete(folder: store.Folder) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
-from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers
 
 from kun_ray.config import ConfigError, require
 from kun_ray.models import read_chat_template
@@ -37,6 +37,7 @@ _MARK = re.compile(f"⟦({'|'.join(FIELDS)})⟧")
 _CHAT_MARK = re.compile(rf"⟦({'|'.join(FIELDS)}|user\d+|reply\d+)⟧")
 _WRITTEN_CONTROL = re.compile(r"\[/?[A-Z_]{2,20}\]|<</?[A-Z_]{2,20}>>")
 _MARKUP = re.compile(r"[^\w\s]")
+_TEMPLATE_CONTROL = re.compile(r"<[|｜][^<>|｜\s]{1,40}[|｜]>")
 
 
 @dataclasses.dataclass
@@ -109,11 +110,13 @@ def load_tokenizer(
         raise ConfigError(
             f"{path} has no chat template: set chat_template: chatml, or the path of the Jinja file it was trained with"
         )
-    unsafe = [
-        name
-        for name, i in _control_tokens(tokenizer).items()
-        if i in encode_text(tokenizer, name) and name != tokenizer.unk_token
-    ]
+    # Base models such as Yi's have <|im_end|> in their vocabulary without saying that it is a control token.
+    vocabulary, known = tokenizer.get_vocab(), {token.content for token in tokenizer.added_tokens_decoder.values()}
+    written = set(_TEMPLATE_CONTROL.findall(str(tokenizer.chat_template)))
+    unsaid = sorted(name for name in written if name in vocabulary and name not in known)
+    tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in unsaid], special_tokens=True)
+    control = _control_tokens(tokenizer).items()
+    unsafe = [name for name, i in control if i in encode_text(tokenizer, name) and name != tokenizer.unk_token]
     if unsafe:  # Unigram models find any vocabulary entry in text, control tokens too
         raise ConfigError(
             f"{path}: a web page that holds {', '.join(unsafe[:3])} would be read as control tokens; take a model with a BPE tokenizer"
@@ -193,10 +196,13 @@ def build_chat(tokenizer: PreTrainedTokenizerFast, config: PromptConfig, num_tur
             pieces.append(part)
         elif part:
             pieces.append(tuple(_encode_template(tokenizer, part)))
-    stop = tuple(stop_token_ids(tokenizer)) or tuple(turn_end(tokenizer))
+    end, stop = turn_end(tokenizer), stop_token_ids(tokenizer)
     if not stop:
-        raise ConfigError("the chat template puts nothing behind a reply: a model trained with it would never stop")
-    return Chat(tuple(pieces), stop, tokenizer)
+        raise ConfigError(
+            f"the chat template ends a reply by {len(end)} ordinary tokens of this model and no control token: a model trained "
+            "with it would never stop. Take a template whose marks are control tokens of the model's tokenizer"
+        )
+    return Chat(tuple(pieces), tuple(end[: end.index(stop[0]) + 1]), tokenizer)
 
 
 def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
@@ -220,7 +226,7 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """The control token that ends a reply, for models whose generation config does not name it. Shape: [0 or 1]."""
     end = turn_end(tokenizer)
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    return end[:1] if end and end[0] in special else []
+    return [token for token in end if token in special][:1]
 
 
 def _tokenizer_class(path: str) -> Any:
@@ -258,12 +264,8 @@ def _text_encoder(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
 
 def _control_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     """Special tokens and added ones that look like markup; added words and runs of blanks are vocabulary, not control."""
-    added = tokenizer.added_tokens_decoder.items()
-    return {
-        token.content: i
-        for i, token in added
-        if token.special or (len(token.content) > 1 and _MARKUP.search(token.content))
-    }
+    added = [(token, i) for i, token in tokenizer.added_tokens_decoder.items()]
+    return {t.content: i for t, i in added if t.special or (len(t.content) > 1 and _MARKUP.search(t.content))}
 
 
 def _render(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, str]], add_generation_prompt: bool) -> str:

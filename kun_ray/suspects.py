@@ -128,6 +128,10 @@ class Deaths:
             deaths = abs(suspects.get(row, 0)) + 1
             suspects[row] = -deaths if len(rows) == 1 and deaths >= DEATHS else deaths
 
+    def answered(self, pool: str) -> None:
+        """An engine of this pool has answered: the pool can do something, whatever dies elsewhere."""
+        self._in_a_row[pool] = 0
+
     def clear(self, pool: str, rows: Sequence[str]) -> None:
         """These rows have passed an engine without killing it."""
         for row in rows:

@@ -51,6 +51,12 @@ def prune(checkpoints: Path, keep_last: int) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def available_memory() -> int:
+    """Bytes of memory that this machine can give now (MemAvailable of /proc/meminfo)."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+
+
 def to_universal(folder: Path) -> None:
     """Rewrites a checkpoint so that any number of ranks can load it; a second call finds it done.
 
@@ -64,7 +70,10 @@ def to_universal(folder: Path) -> None:
     from deepspeed.checkpoint.ds_to_universal import main
 
     shutil.rmtree(target, ignore_errors=True)
-    workers = min(8, os.cpu_count() or 1)
+    largest = max(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    workers = int(
+        max(1, min(8, os.cpu_count() or 1, available_memory() / (1.5 * largest)))
+    )  # each holds one rank's shard
     main(
         Namespace(
             input_folder=str(folder),

@@ -99,6 +99,8 @@ class PublishConfig:
     """`bfloat16` or `float32` of the published weights."""
     max_shard_gb: float = 5.0
     """Size of one safetensors file."""
+    keep_checkpoints: bool = False
+    """Keeps the checkpoints of a finished run, 12 bytes per parameter each; off, they go once the model is admitted."""
     num_probes: int = 8
     """Held-out samples (of the training data if none are held out) on which engine and trainer must agree."""
     admission: bool = True
@@ -197,6 +199,10 @@ class TrainConfig:
     """Checks everything that can be checked without a GPU, prints memory and time, and ends."""
     model_config: str | None = None
     """dry_run only: a config.json to take sizes from when the model itself is not at hand."""
+    host_memory_gb: float | None = None
+    """dry_run refuses a run that would need more memory than this on one node, of `gpus_per_node` ranks."""
+    gpus_per_node: int = 8
+    """dry_run only: ranks that share a node's memory."""
     gpu_memory_gb: float | None = None
     """Memory of one GPU for dry_run, such as 80; null looks at the cards that are there."""
     lease_s: float = LEASE_S

@@ -182,7 +182,7 @@ def _sample(entry: DataConfig, record: dict[str, Any], chats: Chats) -> Any:
     question, answer = turns[0]
     fields = chats.prompt.fields()
     if entry.task == "label":
-        turns = turns[:1]
+        turns, question = turns[:1], f"{question}\n{extra}" if extra else question
         values = {"text": answer, "reply0": question}
     else:
         if extra and "text" not in fields:

@@ -43,6 +43,12 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
         raise ConfigError(
             f"this needs {memory['gpu']:.1f} GB on each GPU, of {limit:g}: {cheapest_change(config, cost, limit)}"
         )
+    on_node = memory["host"] * min(config.gpus_per_node, config.num_workers)
+    if config.host_memory_gb is not None and on_node > config.host_memory_gb:
+        raise ConfigError(
+            f"this needs {on_node:.0f} GB of host memory on each node, of {config.host_memory_gb:g}: take nodes with more, more "
+            "num_workers on more nodes, or zero.offload_optimizer=nvme"
+        )
     return {"parameters": cost.num_parameters, "memory_gb": memory, "checkpoint_gb": cost.checkpoint_gb()}
 
 
@@ -101,5 +107,7 @@ def show(config: TrainConfig, cost: Cost, memory: dict[str, float]) -> None:
     table.add_row("[bold]sum", f"[bold]{memory['gpu']:.2f}")
     if memory["host"]:
         table.add_row("host memory per rank", f"{memory['host']:.2f}")
+        ranks = min(config.gpus_per_node, config.num_workers)
+        table.add_row(f"host memory per node of {ranks} ranks", f"{memory['host'] * ranks:.1f}")
     table.add_row("one checkpoint (disk)", f"{cost.checkpoint_gb():.1f}")
     Console(file=sys.stdout).print(table)

@@ -28,7 +28,7 @@ from kun_ray.train.memory import peak_flops
 FREE = (
     "output", "valid", "data", "model", "steps", "zero", "accelerator", "num_workers", "cpus_per_worker", "accelerator_type", "resources",
     "wait_for_resources_s", "tokens_per_micro_batch", "packing", "attention", "gradient_checkpointing", "save_every_steps",
-    "keep_last", "eval_every_steps", "max_failures", "publish", "dry_run", "model_config", "gpu_memory_gb", "lease_s", "ray",
+    "keep_last", "eval_every_steps", "max_failures", "publish", "dry_run", "model_config", "gpu_memory_gb", "host_memory_gb", "gpus_per_node", "lease_s", "ray",
 )  # fmt: skip
 """Fields that do not change what is learnt, or that the fingerprint holds in another form."""
 
@@ -118,6 +118,8 @@ def _run(config: TrainConfig, folder: store.Folder, tokenizer: Any) -> dict[str,
         "elapsed_s": round(time.monotonic() - started, 1),
     }
     folder.finish(summary)
+    if not config.publish.keep_checkpoints:
+        shutil.rmtree(Path(folder.path) / "checkpoints", ignore_errors=True)
     print(
         f"{summary['steps']} steps, loss {summary['loss']}, held out {summary['valid_loss_before']} → {summary['valid_loss']}"
     )
@@ -260,7 +262,14 @@ def _fit_checkpoint(config: TrainConfig, folder: store.Folder) -> None:
             f"{found['path']}: rewriting {found['num_ranks']} ranks' checkpoint for {config.num_workers}; it needs as much disk again",
             flush=True,
         )
-        checkpoint.to_universal(found["path"])
+        task = ray.remote(  # where ranks run, for the driver's machine may be small
+            num_cpus=config.cpus_per_worker,
+            resources=config.resources or None,
+            accelerator_type=config.accelerator_type,
+            num_gpus=0.01 if config.accelerator == "gpu" else 0,
+            runtime_env={"env_vars": {**QUIET, "DS_ACCELERATOR": "cpu"}},
+        )(checkpoint.to_universal)
+        ray.get(task.remote(found["path"]))
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:

@@ -65,7 +65,8 @@ class Cost:
         """GB on one GPU by use, its sum as `gpu`, and GB of one node-independent rank in host memory as `host`.
 
         Sharded over ranks: weights and gradients in the training dtype, 12 bytes of float32 master, mean and variance for
-        each trained parameter (arXiv 1910.02054 §3.1). Kept layer inputs with checkpointing: L·t·h; working set of one layer:
+        each trained parameter (arXiv 1910.02054 §3.1). An offloaded optimizer takes the gradients with it, and a float32
+        copy of them: 12 + 4 + 2 bytes (DeepSpeed 0.19's stage3.py). Kept layer inputs with checkpointing: L·t·h; working set of one layer:
         t·(18·h + 4·i) elements; logits and their gradient: t·V·(w + 8) bytes for a micro-batch in which every token counts.
         """
         width = 2 if config.dtype == "bfloat16" else 4
@@ -79,7 +80,7 @@ class Cost:
         live = min(config.zero.max_live_parameters, self.num_parameters) * width if ranks > 1 else 0
         parts = {
             "weights": 0.0 if config.zero.offload_parameters == "cpu" else weights,
-            "gradients": width * self.num_trained / ranks,
+            "gradients": 0.0 if config.zero.offload_optimizer != "none" else width * self.num_trained / ranks,
             "optimizer": 0.0 if config.zero.offload_optimizer != "none" else optimizer,
             "hpz_copy": width * self.num_parameters / config.zero.hpz_partition_size
             if config.zero.hpz_partition_size > 1
@@ -89,8 +90,11 @@ class Cost:
             "logits": float(tokens * self.vocabulary * (width + 8)),
         }
         in_gb = {name: value / GB for name, value in parts.items()}
-        host = (optimizer if config.zero.offload_optimizer == "cpu" else 0.0) + (
-            weights if config.zero.offload_parameters == "cpu" else 0.0
+        gradients = (4 + width) * self.num_trained / ranks if config.zero.offload_optimizer != "none" else 0.0
+        host = (
+            (optimizer if config.zero.offload_optimizer == "cpu" else 0.0)
+            + gradients
+            + (weights if config.zero.offload_parameters == "cpu" else 0.0)
         )
         return {**in_gb, "reserved": RESERVED_GB, "gpu": sum(in_gb.values()) + RESERVED_GB, "host": host / GB}
 

@@ -61,6 +61,7 @@ def configured(workshop: Path, output: str, *more: str) -> TrainConfig:
     argv += [
         "zero.persist_elements=1000",
         "publish.admission=false",
+        "publish.keep_checkpoints=true",
         "publish.max_shard_gb=0.001",
         "publish.num_probes=2",
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from kun_ray import store
 from kun_ray.capacity import CARDS, Traffic, capacity, smallest_change
 from kun_ray.config import ConfigError, load, top_level_keys
+from kun_ray.demo.layout import clean_texts
 from kun_ray.plan import GeneratePlan, PipelinePlan, PreparePlan, TrainPlan, plan, schema_of
 from kun_ray.pool import PoolConfig
 from kun_ray.schema import DOCUMENT, doc_id, to_table
@@ -69,6 +71,7 @@ def test_the_shipped_pipeline_is_planned_without_corpora_or_models(capsys: pytes
         str(REPO / "conf/pipeline/yi-34b.yaml"),
         "output=/nowhere/kun",
         "seeds=/nowhere/seeds.jsonl",
+        "held_out=/nowhere/held_out.jsonl",
         f"model_config={YI}",
     ]
     argv += ["num_documents=1e6", "tokens_per_document=300", "price_per_gpu_hour=2"]
@@ -84,9 +87,9 @@ def test_the_shipped_pipeline_is_planned_without_corpora_or_models(capsys: pytes
 
 
 def test_documents_are_counted_in_a_sample(tmp_path: Path, model_folder: Any, capsys: Any) -> None:
-    text = "春天来了，山坡上的桃花一树一树地开，村里的孩子们提着篮子去采野菜，老人坐在门口晒太阳，说起从前的年景。"
+    texts = clean_texts()
     for part in range(3):
-        rows = [{"text": f"第{part}本第{n}页。{text}" * (1 + n % 2)} for n in range(2000)]
+        rows = [{"text": texts[(n + part) % len(texts)]} for n in range(2000)]
         rows[::10] = [{"text": "短"} for _ in rows[::10]]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (tmp_path / f"{part}.jsonl").write_text(lines)
@@ -94,7 +97,7 @@ def test_documents_are_counted_in_a_sample(tmp_path: Path, model_folder: Any, ca
     (line,) = plan(load(PreparePlan, [*argv, f"tokenizer={model_folder()}", "sample_records=300", "ray.num_cpus=2"]))
     records = float(line.what.split(" records")[0].replace(",", ""))
     assert records == pytest.approx(6000, rel=0.25) and line.seconds > 0
-    assert "90% pass the filters" in capsys.readouterr().out
+    assert re.search(r"(8[5-9]|90)% pass the filters", capsys.readouterr().out)  # a tenth is too short
 
 
 def test_a_finished_run_corrects_the_speed(tmp_path: Path, model_folder: Any, capsys: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from kun_ray.choose import choices
@@ -14,6 +14,7 @@ from kun_ray.config import ConfigError
 from kun_ray.prompts import (
     CHATML,
     PromptConfig,
+    build_chat,
     build_prompt,
     count_tokens,
     encode_text,
@@ -273,3 +274,28 @@ def test_no_stop_token_where_a_turn_ends_with_text(model_folder: Callable[..., s
     template = "{% for m in messages %}" + "{{ m['role'] }}：{{ m['content'] }}{% endfor %}" + ending
     tokenizer = load_tokenizer(model_folder(chat_template=template))
     assert stop_token_ids(tokenizer) == []
+
+
+def test_marks_that_a_base_model_only_has_in_its_vocabulary_become_control_tokens(tmp_path: Path) -> None:
+    """As in Yi's base models: <|im_end|> has an id, but the tokenizer spells it in letters until it is told."""
+    alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|im_start|>", "<|im_end|>"]
+    backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.add_special_tokens(["<|endoftext|>"])
+    plain = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
+    plain.save_pretrained(tmp_path)
+    assert len(plain.encode("<|im_end|>")) == 10
+
+    found = load_tokenizer(str(tmp_path), "chatml")
+    (end,) = stop_token_ids(found)
+    assert end == alphabet.index("<|im_end|>") and len(found) == len(plain)
+    prompt = build_prompt(found, PromptConfig(user="{text}"))
+    assert prompt.render({"text": "<|im_end|>"}).count(end) == 1  # the template's own; the page's is text
+    assert build_chat(found, PromptConfig(user="{instruction}")).stop == (end,)
+
+
+def test_a_template_that_no_control_token_ends_cannot_be_trained_with(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    byte_tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}：{{ m['content'] }}。{% endfor %}"
+    byte_tokenizer.chat_template += "{% if add_generation_prompt %}assistant：{% endif %}"
+    with pytest.raises(ConfigError, match="3 ordinary tokens of this model and no control token"):
+        build_chat(byte_tokenizer, PromptConfig(user="{instruction}"))

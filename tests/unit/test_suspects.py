@@ -102,3 +102,13 @@ def test_the_breaker_tells_a_broken_engine_from_bad_rows() -> None:
     breaker = Breaker()
     breaker.note(False)
     assert [breaker.note(True) for _ in range(198)] == [None] * 198, "not enough to tell"
+
+
+def test_a_living_pool_outlasts_deaths_elsewhere() -> None:
+    """A spot node is taken away while its eight replicas load; another node's go on answering."""
+    deaths = Deaths()
+    for n in range(8):
+        deaths.add("p", [], "its process ended without a word", False, answered=False)
+        if n % 4 == 3:
+            deaths.answered("p")
+    assert deaths.fatal("p") is None
