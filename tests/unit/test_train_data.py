@@ -56,6 +56,12 @@ def test_label_swaps_the_fields_and_uses_the_prompt_of_inference(write, tokenize
     assert counts["supervised_tokens"] == counted.sum() == samples.num_supervised[0]
 
 
+def test_label_learns_the_whole_instruction(write, tokenizer, tmp_path):
+    record = {"instruction": "翻译下面的句子。", "input": "Good morning.", "output": "早上好。"}
+    samples, _ = samples_of([write([record], task="label")], tokenizer, tmp_path)
+    assert said(samples, 0, tokenizer) == "翻译下面的句子。\nGood morning.<|im_end|>"
+
+
 def test_every_turn_of_the_assistant_is_counted_and_no_other(write, tokenizer, tmp_path):
     turns = ["你好", "你好，有什么可以帮你？", "谢谢", "不客气。"]
     roles = ["human", "gpt"] * 2

@@ -44,6 +44,15 @@ def test_a_run_that_does_not_fit_is_refused_with_the_change_that_makes_it_fit():
         dry_run(config)
 
 
+def test_what_the_optimizer_takes_of_the_host_is_counted_too():
+    argv = [str(REPO / "conf/train/yi-34b-8xa100.yaml"), "data=[{path: x.jsonl}]", "output=o", "dry_run=true"]
+    argv.append(f"model_config={REPO}/conf/shapes/yi-34b.json")
+    memory = dry_run(load(TrainConfig, argv))["memory_gb"]
+    assert memory["host"] * 8 == pytest.approx(18 * 34.389, rel=1e-3) and memory["gradients"] == 0
+    with pytest.raises(ConfigError, match=r"619 GB of host memory on each node, of 512"):
+        dry_run(load(TrainConfig, [*argv, "host_memory_gb=512"]))
+
+
 def test_the_cheapest_change_is_tried_first():
     config = configured(
         "num_workers=8", "max_tokens=2048", "tokens_per_micro_batch=4096", "gradient_checkpointing=false"

@@ -1,0 +1,39 @@
+"""What execution.py does without a cluster: signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from kun_ray import execution
+from kun_ray.config import PARENT
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(execution, "SAME_STOP_S", 0.3)
+    yield
+
+
+def test_two_signals_at_once_are_one_wish_to_a_pipelines_stage(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ray job stop` sends SIGTERM to the pipeline and to the stage, and the pipeline sends the stage SIGINT."""
+    monkeypatch.setenv(PARENT, str(os.getppid()))
+    with execution.stopping(lambda: None, 60.0) as stopped:
+        signal.raise_signal(signal.SIGTERM)
+        assert stopped.is_set()
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.4)
+        with pytest.raises(KeyboardInterrupt):  # a person who presses Ctrl-C once more
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_ctrl_c_stops_a_job_at_once(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PARENT, raising=False)
+    with execution.stopping(lambda: None, 60.0):
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
