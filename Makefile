@@ -6,7 +6,7 @@ READY := $(VENV)/.ready-cpu
 VENV_GPU := .venv-gpu
 READY_GPU := $(VENV_GPU)/.ready
 
-.PHONY: help venv gpu demo smoke-gpu corpora test soak lint clean
+.PHONY: help venv gpu doctor demo smoke-gpu corpora test soak lint clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ smoke-gpu:       ## the demo on one GPU; MODEL=<folder or hub id> takes another 
 	@command -v nvidia-smi >/dev/null && nvidia-smi -L | grep -q GPU || { echo "smoke-gpu: this machine shows no NVIDIA GPU (nvidia-smi -L)" >&2; exit 1; }
 	@$(MAKE) --no-print-directory gpu
 	$(VENV_GPU)/bin/python -m kun_ray.demo --gpu $(if $(MODEL),--model $(MODEL))
+
+doctor:          ## what this machine has of what kun_ray needs; FOLDERS="/shared s3://…" tries storage, GPU=1 wants a GPU
+	@$(if $(wildcard $(if $(GPU),$(VENV_GPU),$(VENV))/bin/python),$(if $(GPU),$(VENV_GPU),$(VENV))/bin/python,$(PYTHON)) -m kun_ray.doctor $(if $(GPU),--gpu) $(FOLDERS)
 
 corpora: $(READY)  ## real Chinese text from Debian packages in the three corpora's layouts: build/corpora
 	$(PY) bench/corpora.py build/corpora

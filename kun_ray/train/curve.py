@@ -50,6 +50,11 @@ def follow(folder: Folder, every_s: float) -> Iterator[None]:
         shown = before
         while not ended.wait(every_s):
             lines = read_lines(folder)
+            for line in lines[shown:]:
+                if line.get("event") == "start":
+                    print(
+                        f"from step {line['step']} on {line['ranks']} ranks, attention {line['attention']}", flush=True
+                    )
             steps = [line for line in lines[shown:] if "loss" in line]
             if steps:
                 print(progress(steps), flush=True)

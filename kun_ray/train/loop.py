@@ -96,7 +96,8 @@ def _train(job: dict[str, Any]) -> None:
     ]
     plan = plan[: config.max_steps]
     start = resume(run)
-    run.log(event="start", step=start, steps=len(plan), ranks=run.world, host=socket.gethostname(), pid=os.getpid())
+    where = {"ranks": run.world, "host": socket.gethostname(), "pid": os.getpid(), "attention": model.attention(config)}
+    run.log(event="start", step=start, steps=len(plan), **where)
     if start == 0 and valid is not None:
         run.log(step=0, valid_loss=round(evaluate(run, valid), 6))
     warned = False
