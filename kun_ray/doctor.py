@@ -88,7 +88,7 @@ def packages(gpu: bool) -> Iterator[Finding]:
     target = "make gpu" if gpu else "make venv"
     script = ROOT / "requirements" / "install-cpu.sh"
     if not gpu and script.is_file():  # torch's CPU build is no package of the lock
-        pinned |= {"torch": version[1] for version in re.finditer(r"torch==([\w.+]+)", script.read_text())}
+        pinned["torch"] = re.findall(r"torch==([\w.+]+)", script.read_text())[0]
     for name in PACKAGES:
         if name not in pinned:
             continue
