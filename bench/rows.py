@@ -1,0 +1,231 @@
+"""What a row costs besides the model: the whole generate job with an engine that answers at once.
+
+    python bench/rows.py [--rows 10000 100000 1000000] [--out build/bench]
+
+For each number of rows: seconds, CPU seconds of all processes, the driver's memory, bytes spilled; then a resume: the job is
+stopped halfway by SIGKILL and the time from the same command to its first new row is taken. The cost of a row is the
+difference between two sizes over the difference of their rows, so that starting Ray does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from transformers import LlamaConfig
+
+import kun_ray.generate as stage
+from kun_ray import store
+from kun_ray.config import load
+from kun_ray.demo import tiny
+from kun_ray.engine import Engine
+from kun_ray.generate import GenerateConfig
+from kun_ray.pool import Pool
+from kun_ray.replies import Reply
+from kun_ray.schema import DOCUMENT
+
+TEXT = "第{n}篇：讲的是一件很平常的小事，写得清楚而且完整，读来令人愉快，也有几句值得记下的话。"
+PART = 50_000
+
+
+class FreeEngine:
+    """Answers at once, and the same to everybody."""
+
+    max_model_len = 2048
+    num_events = 0
+
+    def kill(self) -> None:
+        """It has no processes."""
+
+    async def generate(self, prompt: list[int], sampling: Any, adapter: str | None = None) -> Reply:
+        return Reply(len(prompt), 20, "stop", "请写一段话，说说这件平常的小事为什么值得记下来。")
+
+    async def choose(self, prompt: list[int], candidates: tuple[int, ...], adapter: str | None = None) -> Reply:
+        return Reply(len(prompt), 1, "chosen", logprobs=(math.log(0.75), math.log(0.25)))
+
+    async def perplexity(self, prompt: list[int], adapter: str | None = None) -> Reply:
+        return Reply(len(prompt), 0, "measured", perplexity=10.0)
+
+
+class FreePool(Pool):
+    """The package's Pool with an engine that costs nothing."""
+
+    def _build_engine(self, path: str, stop_ids: list[int]) -> Engine:
+        return FreeEngine()
+
+
+class Meter:
+    """CPU seconds of this process tree, and the largest memory of its root."""
+
+    def __init__(self) -> None:
+        self.memory_mb = 0.0
+        self._seconds: dict[tuple[int, float], float] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def end(self) -> float:
+        """Stops measuring; returns the CPU seconds."""
+        self._ended.set()
+        self._thread.join()
+        return sum(self._seconds.values())
+
+    def _watch(self) -> None:
+        root = psutil.Process()
+        while True:
+            self.memory_mb = max(self.memory_mb, root.memory_info().rss / 1e6)
+            for process in [root, *root.children(recursive=True)]:
+                try:
+                    times = process.cpu_times()
+                    self._seconds[process.pid, process.create_time()] = times.user + times.system
+                except psutil.Error:
+                    continue
+            if self._ended.wait(0.5):
+                return
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run:
+        print(json.dumps(run(options.run)), flush=True)
+        return
+    found = []
+    for num_rows in options.rows:
+        with tempfile.TemporaryDirectory() as folder:
+            found.append(measure(Path(folder), num_rows))
+        print(json.dumps(found[-1]), flush=True)
+    small, large = found[0], found[-1]
+    result = {
+        "sizes": found,
+        "us_per_row": cost(small, large, "seconds"),
+        "cpu_us_per_row": cost(small, large, "cpu_s"),
+        "driver_memory_growth": round(large["memory_mb"] / found[-2]["memory_mb"] - 1, 3) if len(found) > 1 else None,
+        "machine": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "date": time.strftime("%F"),
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "rows.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps({key: value for key, value in result.items() if key != "sizes"}, indent=2))
+
+
+def cost(small: dict[str, Any], large: dict[str, Any], key: str) -> float | None:
+    """Microseconds for each further row."""
+    rows = large["rows"] - small["rows"]
+    return round((large[key] - small[key]) / rows * 1e6, 1) if rows else None
+
+
+def measure(folder: Path, num_rows: int) -> dict[str, Any]:
+    """One whole run, and one that is killed halfway and resumed."""
+    config = write_input(folder, num_rows)
+    command = [sys.executable, __file__, "--run"]
+    whole = subprocess.run([*command, str(config)], capture_output=True, text=True)
+    if whole.returncode:
+        raise RuntimeError(whole.stderr[-2000:])
+    figures: dict[str, Any] = json.loads(whole.stdout.splitlines()[-1])
+    again = folder / "again.yaml"
+    again.write_text(config.read_text().replace("/out", "/resumed"))
+    return {"rows": num_rows, **figures, "resume_s": resume(again, folder / "resumed", num_rows, command)}
+
+
+def resume(config: Path, output: Path, num_rows: int, command: list[str]) -> float:
+    """Seconds from the command to the first new file after a SIGKILL at half of the rows."""
+
+    def written() -> int:
+        return len(list(output.glob("part-*.parquet")))
+
+    wanted = max(1, num_rows // 2 // 2000)
+    for goal in (wanted, None):
+        started, before = time.monotonic(), written()
+        process = subprocess.Popen(
+            [*command, str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        while process.poll() is None and written() < (goal if goal is not None else before + 1):
+            time.sleep(0.05)
+        elapsed = time.monotonic() - started
+        end(process)
+    return round(elapsed, 1)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to the driver and to the Ray that it has started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def run(config: str) -> dict[str, Any]:
+    """The job in this process."""
+    setattr(stage, "Pool", FreePool)  # noqa: B010 - build_dataset names the class; this one's engine costs nothing
+    meter, started = Meter(), time.monotonic()
+    summary = stage.generate(load(GenerateConfig, [config]))
+    elapsed = time.monotonic() - started
+    cpu = meter.end()
+    assert summary["ok"] == summary["rows_in"], summary
+    spilled = sum(
+        path.stat().st_size for path in Path(tempfile.gettempdir()).glob("ray/session_latest/ray_spilled_objects*/*")
+    )
+    return {
+        "seconds": round(elapsed, 2),
+        "cpu_s": round(cpu, 2),
+        "memory_mb": round(meter.memory_mb),
+        "spilled_bytes": spilled,
+    }
+
+
+def write_input(folder: Path, num_rows: int) -> Path:
+    """A finished prepare stage of so many documents, and the job's YAML."""
+    source = store.open_stage(str(folder / "prepare"), {}, {})
+    for start in range(0, num_rows, PART):
+        numbers = range(start, min(start + PART, num_rows))
+        columns: dict[str, Any] = {field.name: pa.nulls(len(numbers), field.type) for field in DOCUMENT}
+        columns["doc_id"] = pa.array([f"{n:032x}" for n in numbers])
+        columns["text"] = pa.array([TEXT.format(n=n) for n in numbers])
+        columns["source"] = pa.array(["bench"] * len(numbers))
+        columns["meta"] = pa.array(["{}"] * len(numbers))
+        columns["tokens"] = pa.array([40] * len(numbers))
+        columns["status"] = pa.array(["ok"] * len(numbers))
+        table = pa.table(columns).cast(DOCUMENT)
+        pq.write_table(table, source.child(f"part-{start:09d}.parquet"), row_group_size=5000)
+    source.finish({"rows": num_rows})
+    tokenizer = tiny.build_tokenizer([seed["output"] for seed in tiny.seeds()])
+    LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=2048).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    pool = {"model": str(folder / "model"), "accelerator": "cpu", "max_model_len": 2048, "num_cpus": 1}
+    config = {
+        "extends": str(Path("conf/prompts.yaml").resolve()),
+        "input": source.uri,
+        "output": str(folder / "out"),
+        "pools": {"label": {**pool, "steps": ["label"]}, "chat": {**pool, "steps": ["score", "polish"]}},
+        "rows_per_file": 2000,
+        "ray": {"num_cpus": 8, "log_every_s": 5},
+    }
+    path = folder / "rows.yaml"
+    path.write_text(yaml.safe_dump(config, allow_unicode=True, sort_keys=False))
+    return path
+
+
+if __name__ == "__main__":
+    main()
