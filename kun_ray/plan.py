@@ -7,6 +7,7 @@ config.json; speeds from capacity.py. What is assumed is said so. `measured` cor
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import sys
 from pathlib import Path
@@ -122,13 +123,18 @@ def sizes_of(model: str, options: Options, base: str | None = None, trust_remote
     """A model's sizes: its own, those of the base that it will be trained from, or of `model_config`."""
     if options.model_config:
         require(Path(options.model_config).is_file(), f"model_config: there is no file {options.model_config}")
-        return cost_of(options.model_config)
+        return _built(options.model_config, False)
     for place in (model, base):
         if place and Path(place, "config.json").is_file():
-            return cost_of(place, None, trust_remote_code)
+            return _built(place, trust_remote_code)
     wanted = base or model
     models.require_on_hub(wanted, "the sizes of a model (or give model_config=<a config.json>)")
-    return cost_of(wanted, None, trust_remote_code)
+    return _built(wanted, trust_remote_code)
+
+
+@functools.lru_cache(maxsize=8)
+def _built(path: str, trust_remote_code: bool) -> Cost:
+    return cost_of(path, None, trust_remote_code)
 
 
 def plan_pool(name: str, pool_name: str, config: GenerateConfig, work: Work, options: Any, factor: float) -> Line:

@@ -16,7 +16,7 @@ from kun_ray.graph import JOBS, Stage
 from kun_ray.stage_process import RUNNING, Progress, stop_on_signal, tell_to_stop
 
 DEAF = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
-POLITE = "import time\nprint('up', flush=True)\ntry: time.sleep(60)\nexcept KeyboardInterrupt: raise SystemExit(130)"
+POLITE = "import time\ntry:\n    print('up', flush=True)\n    time.sleep(60)\nexcept KeyboardInterrupt: raise SystemExit(130)"
 REPO = Path(__file__).parents[2]
 
 
