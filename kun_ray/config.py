@@ -6,6 +6,7 @@ explains them, and holds what all jobs share. It never starts Ray and never read
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -150,7 +151,8 @@ def run_job(schema: type[T], main: Callable[[T], object], doc: str | None, posit
     if any(arg in ("-h", "--help") for arg in sys.argv[1:]):
         plain = f" {positional.upper()} …" if positional else ""
         usage = f"usage: python {sys.argv[0]}{plain} [conf/FILE.yaml …] [key=value …]"
-        print(f"{(doc or '').strip()}\n\n{usage}\n\n{describe(schema)}")
+        with contextlib.suppress(BrokenPipeError):  # --help | head
+            print(f"{(doc or '').strip()}\n\n{usage}\n\n{describe(schema)}", flush=True)
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if PARENT in os.environ:

@@ -66,7 +66,9 @@ def connect(config: RayConfig, min_cpus: int = LOCAL_MIN_CPUS, dashboard: bool =
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stage that is told to end does so as on Ctrl-C
 
 
-def require_local_gpus(config: RayConfig, num_gpus: float, what: str) -> None:
+def require_local_gpus(
+    config: RayConfig, num_gpus: float, what: str, lower: str = "replicas or tensor_parallel_size"
+) -> None:
     """Raises ConfigError when no cluster is joined and this machine has too few GPUs, before Ray is started."""
     if ray.is_initialized() or config.address or os.environ.get("RAY_ADDRESS") or not num_gpus:
         return
@@ -75,7 +77,7 @@ def require_local_gpus(config: RayConfig, num_gpus: float, what: str) -> None:
     found = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
     if num_gpus > found:
         raise ConfigError(
-            f"{what} needs {num_gpus:g} GPUs, but this machine has {found}: lower replicas or tensor_parallel_size, set "
+            f"{what} needs {num_gpus:g} GPUs, but this machine has {found}: lower {lower}, set "
             "accelerator: cpu, or join a cluster (ray.address)"
         )
 
@@ -273,12 +275,9 @@ def run_parallel(function: Callable[[Any], Any], items: Sequence[Any], max_cpus:
     task: Any = ray.remote(num_cpus=1)(
         function if not isinstance(function, functools.partial) else lambda item: function(item)
     )
-    if max_cpus is None:
-        yield from ray.get([task.remote(item) for item in items])
-        return
     refs: list[Any] = []
     for item in items:
-        if len(refs) >= max_cpus:  # all but max_cpus - 1 of them have ended
+        if max_cpus is not None and len(refs) >= max_cpus:  # all but max_cpus - 1 of them have ended
             ray.wait(refs, num_returns=len(refs) - math.ceil(max_cpus) + 1, fetch_local=False)
         refs.append(task.remote(item))
     yield from ray.get(refs)

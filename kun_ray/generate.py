@@ -98,6 +98,9 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     for pool in config.pools.values():
         pool.chat_template = models.read_chat_template(pool.chat_template)
     preflight(config, source)
+    num_gpus = sum(pool.replicas * pool.num_gpus() for pool in config.pools.values())
+    if not store.Folder(config.output).is_complete() or config.retry:  # before the folder is taken
+        execution.require_local_gpus(config.ray, num_gpus, f"{config.output}: {' + '.join(config.pools)}")
     with lease.opened(
         config.output, fingerprint(config, source), to_dict(config), config.lease_s, reopen=bool(config.retry)
     ) as folder:
@@ -145,8 +148,6 @@ def _run(
     config: GenerateConfig, source: store.Folder, folder: store.Folder, num_rows: int, book: ledger.Ledger
 ) -> None:
     """The Ray Data execution. Raises KeyboardInterrupt when it was asked to stop before every row was written."""
-    num_gpus = sum(pool.replicas * pool.num_gpus() for pool in config.pools.values())
-    execution.require_local_gpus(config.ray, num_gpus, f"{config.output}: {' + '.join(config.pools)}")
     execution.connect(config.ray, execution.local_cpus(sum(p.replicas * p.num_cpus for p in config.pools.values())))
     if not config.ray.autoscaling:
         placement.require_placement(config.pools, config.output)
@@ -262,8 +263,13 @@ def _check_model(name: str, pool: PoolConfig, steps: StepsConfig, longest: int) 
         instruction = steps.label.sampling.max_tokens if steps.label and "instruction" in step.prompt.pieces else 0
         needed = step.num_reserved_tokens() + text + instruction
         if needed > context:
+            has = (
+                f"pools.{name}.max_model_len is {context}: raise it"
+                if context < most
+                else f"{pool.model} has {context}: take a model with more"
+            )
             raise ConfigError(
                 f"pools.{name}: `{step_name}` needs a context of {needed} tokens ({step.prompt.num_fixed_tokens()} of prompt, up to {text} of text "
-                f"and {instruction} of instruction, {step.sampling.max_tokens if step.sampling else 1} of reply), but {pool.model} has {context}: take a model with more, lower "
+                f"and {instruction} of instruction, {step.sampling.max_tokens if step.sampling else 1} of reply), but {has}, lower "
                 f"steps.{step_name}.sampling.max_tokens, or prepare with a lower filters.max_tokens"
             )

@@ -26,7 +26,7 @@ from kun_ray.graph import Stage
 WAITING, RUNNING, DONE, SKIPPED = "waiting", "running", "done", "complete already"
 STOPPED, FAILED = "stopped", "failed"
 
-ONLY_LOGGED = ("github.com/ray-project/ray/issues/53727",)
+ONLY_LOGGED = ("github.com/ray-project/ray/issues/53727", "has constructor arguments in the object store")
 """Lines of Ray's about how Ray Data and Ray Train call it, which nobody here can act on; like the resolved configuration
 (`# …`, which is in the manifest too) they stand in the log alone."""
 

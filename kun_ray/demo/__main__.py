@@ -132,8 +132,13 @@ def show(console: Console, run: Path, num_records: int) -> None:
             base = next(iter(losses.values()))["valid_loss_before"]
             after = ", ".join(f"{stage} {summary['valid_loss']:.2f}" for stage, summary in losses.items())
             console.print(f"  held-out loss, {task}: base model {base:.2f}, {after} nats/token")
-    for stage, what in (*ROWS.items(), ("export", "Alpaca, ShareGPT, Parquet, data card")):
-        console.print(f"  {run / stage}/  {what}")
+    trained = [(stage, "model/, loss.png, metrics.jsonl") for stage in ("train_label", "train_chat", "train_final")]
+    for stage, what in (*ROWS.items(), ("export", "Alpaca, ShareGPT, Parquet, data card"), *trained):
+        if (run / stage).is_dir():
+            console.print(f"  {run / stage}/  {what}")
+    console.print(
+        f"  {run}/logs/  what each stage said.  See what became of the documents: python jobs/report.py {run}"
+    )
 
 
 def _summary(run: Path, stage: str) -> dict[str, Any]:

@@ -31,7 +31,9 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     if config.model_config is None:
         if models.is_missing_folder(config.model):
             raise ConfigError(f"model: there is no folder {config.model}")
-        models.require_on_hub(config.model, "model (or give its sizes: model_config=<a config.json>)")
+        models.require_on_hub(
+            config.model, "model (or give its sizes: model_config=conf/shapes/yi-34b.json, or another config.json)"
+        )
         source = models.fetch_model(config.model, weights=False)
     elif not Path(source).exists():
         raise ConfigError(f"model_config: there is no file {source}")
@@ -39,6 +41,8 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     memory = cost.memory(config)
     show(config, cost, memory)
     limit = config.gpu_memory_gb
+    if limit is not None and memory["gpu"] <= limit:
+        print(f"fits: {memory['gpu']:.1f} of {limit:g} GB on each GPU")
     if limit is not None and memory["gpu"] > limit:
         raise ConfigError(
             f"this needs {memory['gpu']:.1f} GB on each GPU, of {limit:g}: {cheapest_change(config, cost, limit)}"
@@ -86,7 +90,8 @@ def cheapest_change(config: TrainConfig, cost: Cost, limit: float) -> str:
     if config.zero.offload_optimizer == "none" and fits(zero_offload_optimizer="cpu"):
         return "set zero.offload_optimizer=cpu"
     if fits(zero_offload_optimizer="cpu", zero_offload_parameters="cpu"):
-        return "set zero.offload_optimizer=cpu and zero.offload_parameters=cpu"
+        both = "zero.offload_optimizer=cpu and " if config.zero.offload_optimizer == "none" else ""
+        return f"set {both}zero.offload_parameters=cpu"
     for factor in (2, 4, 8):
         if fits(num_workers=config.num_workers * factor):
             return f"take num_workers={config.num_workers * factor}"
@@ -110,4 +115,4 @@ def show(config: TrainConfig, cost: Cost, memory: dict[str, float]) -> None:
         ranks = min(config.gpus_per_node, config.num_workers)
         table.add_row(f"host memory per node of {ranks} ranks", f"{memory['host'] * ranks:.1f}")
     table.add_row("one checkpoint (disk)", f"{cost.checkpoint_gb():.1f}")
-    Console(file=sys.stdout).print(table)
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120).print(table)

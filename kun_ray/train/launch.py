@@ -71,6 +71,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         return dry_run(config)
     config = dataclasses.replace(config, chat_template=models.read_chat_template(config.chat_template))
     tokenizer = preflight(config)
+    if not store.Folder(config.output).is_complete():
+        execution.require_local_gpus(config.ray, _num_gpus(config), config.output, "num_workers")
     with lease.opened(config.output, fingerprint(config), to_dict(config), config.lease_s) as folder:
         if folder.is_complete():
             print(f"{config.output} is complete already; nothing to do")
@@ -93,7 +95,6 @@ def _run(config: TrainConfig, folder: store.Folder, tokenizer: Any) -> dict[str,
             + (f"; left out: {left_out}" if left_out else ""),
             flush=True,
         )
-    execution.require_local_gpus(config.ray, _num_gpus(config), config.output)
     execution.connect(config.ray, execution.local_cpus(config.num_workers * config.cpus_per_worker), dashboard=True)
     execution.warn_if_not_shared([config.output, *([config.model] if Path(config.model).is_dir() else [])])
     staging = Path(folder.path) / STAGING
