@@ -66,22 +66,6 @@ def connect(config: RayConfig, min_cpus: int = LOCAL_MIN_CPUS, dashboard: bool =
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stage that is told to end does so as on Ctrl-C
 
 
-def require_local_gpus(
-    config: RayConfig, num_gpus: float, what: str, lower: str = "replicas or tensor_parallel_size"
-) -> None:
-    """Raises ConfigError when no cluster is joined and this machine has too few GPUs, before Ray is started."""
-    if ray.is_initialized() or config.address or os.environ.get("RAY_ADDRESS") or not num_gpus:
-        return
-    from ray._private.accelerators import NvidiaGPUAcceleratorManager
-
-    found = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
-    if num_gpus > found:
-        raise ConfigError(
-            f"{what} needs {num_gpus:g} GPUs, but this machine has {found}: lower {lower}, set "
-            "accelerator: cpu, or join a cluster (ray.address)"
-        )
-
-
 def require_resources(needs: dict[str, float], what: str) -> None:
     """Raises ConfigError, with what the cluster has, when it could never hold `needs` (resource name → amount)."""
     have = ray.cluster_resources()

@@ -27,7 +27,7 @@ from kun_ray.lease import LEASE_S
 from kun_ray.pool import DEFERRED, Pool, PoolConfig
 from kun_ray.progress import Monitor, duration
 from kun_ray.prompts import load_tokenizer
-from kun_ray.room import wait_for_room
+from kun_ray.room import require_local_cores, require_local_gpus, wait_for_room
 from kun_ray.schema import FAILED, OK, STATUSES, STEP_RESULTS
 from kun_ray.steps import StepsConfig, build_step
 from kun_ray.suspects import SUSPECTS
@@ -99,8 +99,10 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         pool.chat_template = models.read_chat_template(pool.chat_template)
     preflight(config, source)
     num_gpus = sum(pool.replicas * pool.num_gpus() for pool in config.pools.values())
+    num_cpu_engines = sum(pool.replicas for pool in config.pools.values() if pool.accelerator == "cpu")
     if not store.Folder(config.output).is_complete() or config.retry:  # before the folder is taken
-        execution.require_local_gpus(config.ray, num_gpus, f"{config.output}: {' + '.join(config.pools)}")
+        require_local_cores(config.ray, num_cpu_engines, config.output)
+        require_local_gpus(config.ray, num_gpus, f"{config.output}: {' + '.join(config.pools)}")
     with lease.opened(
         config.output, fingerprint(config, source), to_dict(config), config.lease_s, reopen=bool(config.retry)
     ) as folder:

@@ -25,6 +25,7 @@ from kun_ray.config import ConfigError, KunError
 from kun_ray.corpora import list_corpora
 from kun_ray.graph import JOBS, Graph, PipelineConfig, Stage
 from kun_ray.progress import duration
+from kun_ray.room import require_local_gpus
 from kun_ray.stage_process import (
     DONE,
     FAILED,
@@ -109,7 +110,7 @@ def _check(config: PipelineConfig, stages: list[Stage]) -> None:
     for stage in stages:
         if stage.job == "prepare":
             list_corpora(stage.config.corpora)
-        execution.require_local_gpus(config.ray, _gpus(stage), stage.name)
+        require_local_gpus(config.ray, _gpus(stage), stage.name)
 
 
 def _gpus(stage: Stage) -> float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
 from kun_ray import execution
-from kun_ray.config import KunError
+from kun_ray.config import ConfigError, KunError, RayConfig
 
 
 def wait_for_room(
@@ -83,3 +84,30 @@ def _sum(parts: Any) -> dict[str, float]:
 
 def _shown(resources: dict[str, float]) -> str:
     return ", ".join(f"{amount:g} {name}" for name, amount in resources.items()) or "nothing"
+
+
+def require_local_gpus(
+    config: RayConfig, num_gpus: float, what: str, lower: str = "replicas or tensor_parallel_size"
+) -> None:
+    """Raises ConfigError when no cluster is joined and this machine has too few GPUs, before Ray is started."""
+    if ray.is_initialized() or config.address or os.environ.get("RAY_ADDRESS") or not num_gpus:
+        return
+    from ray._private.accelerators import NvidiaGPUAcceleratorManager
+
+    found = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
+    if num_gpus > found:
+        raise ConfigError(
+            f"{what} needs {num_gpus:g} GPUs, but this machine has {found}: lower {lower}, set "
+            "accelerator: cpu, or join a cluster (ray.address)"
+        )
+
+
+def require_local_cores(config: RayConfig, num_engines: int, what: str) -> None:
+    """Raises ConfigError when far more engines than cores would start on this machine and nobody has asked for it."""
+    joined = ray.is_initialized() or config.address or os.environ.get("RAY_ADDRESS")
+    cores = os.cpu_count() or 1
+    if not joined and config.num_cpus is None and num_engines > 2 * cores:
+        raise ConfigError(
+            f"{what} starts {num_engines} engines with accelerator: cpu, but this machine has {cores} cores: lower replicas, join "
+            "a cluster (ray.address), or set ray.num_cpus to insist"
+        )

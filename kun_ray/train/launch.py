@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from kun_ray import execution, lease, models, store
 from kun_ray.config import ConfigError, KunError, require, to_dict
 from kun_ray.prompts import load_tokenizer
-from kun_ray.room import holders, wait_for_room
+from kun_ray.room import holders, require_local_gpus, wait_for_room
 from kun_ray.train import checkpoint, curve, data
 from kun_ray.train.admission import admit_on_cluster
 from kun_ray.train.config import CARD, STAGING, TrainConfig
@@ -72,7 +72,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     config = dataclasses.replace(config, chat_template=models.read_chat_template(config.chat_template))
     tokenizer = preflight(config)
     if not store.Folder(config.output).is_complete():
-        execution.require_local_gpus(config.ray, _num_gpus(config), config.output, "num_workers")
+        require_local_gpus(config.ray, _num_gpus(config), config.output, "num_workers")
     with lease.opened(config.output, fingerprint(config), to_dict(config), config.lease_s) as folder:
         if folder.is_complete():
             print(f"{config.output} is complete already; nothing to do")

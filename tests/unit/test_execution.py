@@ -10,7 +10,18 @@ from collections.abc import Iterator
 import pytest
 
 from kun_ray import execution
-from kun_ray.config import PARENT
+from kun_ray.config import PARENT, ConfigError, RayConfig
+from kun_ray.room import require_local_cores
+
+
+def test_many_more_engines_than_cores_are_refused_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    require_local_cores(RayConfig(), 4, "out")
+    with pytest.raises(ConfigError, match="out starts 50 engines .* this machine has 2 cores: lower replicas"):
+        require_local_cores(RayConfig(), 50, "out")
+    require_local_cores(RayConfig(num_cpus=64), 50, "out")
+    require_local_cores(RayConfig(address="auto"), 50, "out")
 
 
 @pytest.fixture
