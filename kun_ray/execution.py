@@ -123,7 +123,8 @@ def configure(
     context.max_consecutive_actor_init_deaths = 2
     policies = [policy for policy in ENABLED_BACKPRESSURE_POLICIES if policy is not RowBackpressure]
     context.set_config("max_waiting_rows", max_waiting_rows)
-    context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=max_cpus)
+    if max_cpus is not None:
+        context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=max_cpus)
     context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*policies, RowBackpressure])
 
 
