@@ -29,7 +29,9 @@ CARDS = {
     "H100": Card(80, 3.35e12, 989e12),  # NVIDIA H100 data sheet, SXM5
     "H200": Card(141, 4.8e12, 989e12),  # NVIDIA H200 data sheet, SXM5
     "L40S": Card(48, 0.864e12, 362e12),  # NVIDIA L40S data sheet, without sparsity
-    "CPU": Card(16, 8e9, 0.1e12),  # measured once on two virtual cores: copy and matmul of bench/shapes.py
+    "CPU": Card(
+        16, 49.7e9, 0.92e9
+    ),  # two virtual x86 cores, 2026-11-21: copy and bf16 matmul of bench/shapes.py's card_limits
 }
 PREFILL_EFFICIENCY, DECODE_EFFICIENCY, TRAIN_MFU = 0.5, 0.6, 0.4
 """Parts of a card's FLOPs and bandwidth that engines and trainings usually reach: assumed, until a run is measured."""

@@ -102,7 +102,7 @@ def plan(config: Any) -> list[Line]:
         lines.append(Line("prepare", what, seconds=sampled.core_seconds / cores, disk_gb=sampled.disk_gb))
     elif any(isinstance(stage, GenerateConfig) for _, stage in stages):
         work = count_input(next(stage.input for _, stage in stages if isinstance(stage, GenerateConfig)), config)
-    count_seeds(work, stages, config)
+    count_seeds(work, stages)
     factor = _correction(config, work)
     for name, stage in stages:
         if isinstance(stage, GenerateConfig):

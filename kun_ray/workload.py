@@ -109,7 +109,8 @@ def sample_corpora(config: PrepareConfig, options: Options) -> Sampled:
 
 
 def _beginning(corpus: CorpusConfig, file: CorpusFile, num_rows: int) -> tuple[pa.Table, float]:
-    """The first rows of a file, and which part of the file they are (by the offsets of the records, else by rows)."""
+    """The first rows of a file, and about which part of the file they are: by the bytes of their texts, of which packed files
+    are taken to hold three for each of their own."""
     tables, rows = list[pa.Table](), 0
     reader: Iterator[pa.Table] = read_file(corpus, file)
     for table in reader:
@@ -137,7 +138,7 @@ def count_input(source: str, options: Options) -> Work:
     return Work(options.num_documents or float(ok.num_rows), options.tokens_per_document or mean)
 
 
-def count_seeds(work: Work, stages: list[tuple[str, Any]], options: Options) -> None:
+def count_seeds(work: Work, stages: list[tuple[str, Any]]) -> None:
     """Mean lengths of instructions and answers, from the seed pairs that the first training stage learns from."""
     trainings = [stage for _, stage in stages if isinstance(stage, TrainConfig)]
     places = [entry.path for stage in trainings for entry in stage.data if store.Folder(entry.path).exists()]

@@ -75,6 +75,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         require_local_gpus(config.ray, _num_gpus(config), config.output, "num_workers")
     with lease.opened(config.output, fingerprint(config), to_dict(config), config.lease_s) as folder:
         if folder.is_complete():
+            _drop_checkpoints(config, folder)  # a kill may have come just before
             print(f"{config.output} is complete already; nothing to do")
             return dict(folder.read_json(store.SUMMARY))
         return _run(config, folder, tokenizer)
@@ -119,13 +120,17 @@ def _run(config: TrainConfig, folder: store.Folder, tokenizer: Any) -> dict[str,
         "elapsed_s": round(time.monotonic() - started, 1),
     }
     folder.finish(summary)
-    if not config.publish.keep_checkpoints:
-        shutil.rmtree(Path(folder.path) / "checkpoints", ignore_errors=True)
+    _drop_checkpoints(config, folder)
     print(
         f"{summary['steps']} steps, loss {summary['loss']}, held out {summary['valid_loss_before']} → {summary['valid_loss']}"
     )
     print(f"model: {summary['model']}")
     return summary
+
+
+def _drop_checkpoints(config: TrainConfig, folder: store.Folder) -> None:
+    if not config.publish.keep_checkpoints:
+        shutil.rmtree(Path(folder.path) / "checkpoints", ignore_errors=True)
 
 
 def preflight(config: TrainConfig) -> Any:
