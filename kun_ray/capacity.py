@@ -9,7 +9,7 @@ import dataclasses
 import math
 
 from kun_ray.pool import PoolConfig
-from kun_ray.train.memory import GB, Cost
+from kun_ray.train.memory import GB, PEAK_FLOPS, Cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Card:
 
 
 CARDS = {
-    "A100-40": Card(40, 1.555e12, 312e12),  # NVIDIA A100 data sheet, SXM4 40 GB
-    "A100-80": Card(80, 2.039e12, 312e12),  # the same, SXM4 80 GB
-    "H100": Card(80, 3.35e12, 989e12),  # NVIDIA H100 data sheet, SXM5
-    "H200": Card(141, 4.8e12, 989e12),  # NVIDIA H200 data sheet, SXM5
-    "L40S": Card(48, 0.864e12, 362e12),  # NVIDIA L40S data sheet, without sparsity
+    "A100-40": Card(40, 1.555e12, PEAK_FLOPS["A100"]),  # NVIDIA A100 data sheet, SXM4 40 GB
+    "A100-80": Card(80, 2.039e12, PEAK_FLOPS["A100"]),  # the same, SXM4 80 GB
+    "H100": Card(80, 3.35e12, PEAK_FLOPS["H100"]),  # NVIDIA H100 data sheet, SXM5
+    "H200": Card(141, 4.8e12, PEAK_FLOPS["H200"]),  # NVIDIA H200 data sheet, SXM5
+    "L40S": Card(48, 0.864e12, PEAK_FLOPS["L40S"]),  # NVIDIA L40S data sheet, without sparsity
     "CPU": Card(
         16, 49.7e9, 0.92e9
     ),  # two virtual x86 cores, 2026-11-21: copy and bf16 matmul of bench/shapes.py's card_limits
