@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -195,8 +196,8 @@ def run(config: str) -> dict[str, Any]:
     }
 
 
-def write_input(folder: Path, num_rows: int) -> Path:
-    """A finished prepare stage of so many documents, and the job's YAML."""
+def write_input(folder: Path, num_rows: int, steps: Sequence[str] = ("label", "score", "polish")) -> Path:
+    """A finished prepare stage of so many documents, and the YAML of a job that runs `steps` on them."""
     source = store.open_stage(str(folder / "prepare"), {}, {})
     for start in range(0, num_rows, PART):
         numbers = range(start, min(start + PART, num_rows))
@@ -218,7 +219,11 @@ def write_input(folder: Path, num_rows: int) -> Path:
         "extends": str(Path("conf/prompts.yaml").resolve()),
         "input": source.uri,
         "output": str(folder / "out"),
-        "pools": {"label": {**pool, "steps": ["label"]}, "chat": {**pool, "steps": ["score", "polish"]}},
+        "pools": {
+            name: {**pool, "steps": list(of_pool)}
+            for name, of_pool in (("label", steps[:1]), ("chat", steps[1:]))
+            if of_pool
+        },
         "rows_per_file": 2000,
         "ray": {"num_cpus": 8, "log_every_s": 5},
     }

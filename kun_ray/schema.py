@@ -82,4 +82,5 @@ def doc_id(source: str, file: str, offset: int, text: str) -> str:
 
 def to_table(rows: list[dict[str, object]], schema: pa.Schema) -> pa.Table:
     """Rows as a table of exactly `schema`; a missing key is null. Raises pa.ArrowInvalid on a wrong type."""
-    return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)
+    columns = [pa.array([row.get(field.name) for row in rows], field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)

