@@ -6,7 +6,7 @@ READY := $(VENV)/.ready-cpu
 VENV_GPU := .venv-gpu
 READY_GPU := $(VENV_GPU)/.ready
 
-.PHONY: help venv gpu doctor demo smoke-gpu corpora test soak lint clean
+.PHONY: help venv gpu doctor demo smoke-gpu corpora test soak bench bench-gpu lint clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -46,6 +46,12 @@ test: $(READY)   ## all tests; each folder in a process of its own, for each has
 
 soak: $(READY)   ## hours: 200 random kills over 100,000 rows, 20 of real vLLM: bench/results/soak.json
 	$(PY) bench/soak.py
+
+bench: $(READY)  ## all benchmarks, an hour and a half: bench/results; SHORT=1 only shows that they run
+	$(PY) bench/all.py $(if $(SHORT),--short) $(if $(OUT),--out $(OUT))
+
+bench-gpu:       ## those that measure a card, under nine minutes, to OUT=<folder>; SMOKE=1 runs their path on CPUs
+	$(if $(SMOKE),$(PY),$(if $(wildcard $(VENV_GPU)/bin/python),$(VENV_GPU)/bin/python,$(PYTHON))) bench/all.py --gpu $(if $(SMOKE),--smoke) --out $(or $(OUT),build/bench)
 
 lint: $(READY)   ## ruff and mypy
 	$(VENV)/bin/ruff check .

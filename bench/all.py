@@ -1,0 +1,118 @@
+"""Runs the benchmarks one after the other, each in a process of its own: `make bench`, `make bench-gpu OUT=folder`.
+
+    python bench/all.py [--short] [--only rows ingest]
+    python bench/all.py --gpu --out folder [--smoke]
+
+--short shows in a few minutes that each of them runs. --gpu takes those that measure a card, most telling ones first, and
+starts none that would not end within --seconds; --smoke runs their whole path on CPUs with tiny shapes. A benchmark that
+fails does not stop the others, but makes the exit status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One command."""
+
+    script: str
+    arguments: str = ""
+    short: str = ""
+    """Arguments of the short form."""
+    seconds: float = 900.0
+    """It is given up after this time."""
+    memory_gb: float = 0.0
+    """A card with less leaves it out."""
+
+
+ON_CPU = [
+    Run("engine", "--cpu --scoring --rows 512", "--cpu --rows 64 --pairs 1"),
+    Run("engine", "--cpu --workload polish-like --rows 512", "--cpu --workload polish-like --rows 64 --pairs 1"),
+    Run("rivals", "--cpu", "--cpu --rows 128 --rounds 1"),
+    Run("rows", "", "--rows 500 1000", seconds=3600),
+    Run("replicas", "", "--replicas 1 2 --seconds 10", seconds=1800),
+    Run("ingest", "", "--short", seconds=1800),
+    Run("near_duplicates", "", "--short", seconds=1800),
+    Run("training", "", "--short"),
+    Run("startup", "", "--short"),
+    Run("planner", "", "--short"),
+]
+ON_GPU = [
+    Run("engine", "--shape 1.5b --scoring", seconds=170),
+    Run("training", "--gpu", seconds=150),
+    Run("engine", "--shape 34b --one-engine-at-a-time --memory 0.9 --rows 512 --pairs 2", seconds=240, memory_gb=130),
+    Run("engine", "--shape 7b --workload polish-like --pairs 3", seconds=200, memory_gb=70),
+]
+SMOKE = [
+    Run("engine", "--cpu --scoring --rows 64 --pairs 1"),
+    Run("training", "--gpu --smoke"),
+    Run("engine", "--cpu --one-engine-at-a-time --rows 64 --pairs 1"),
+    Run("engine", "--cpu --workload polish-like --rows 64 --pairs 1"),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=sorted({run.script for run in ON_CPU}))
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--seconds", type=float, default=530.0, help="with --gpu: time for all together")
+    options = parser.parse_args()
+    if options.short and options.out == HERE / "results":
+        options.out = Path("build/bench")  # what a short form measures is no result
+    runs = (SMOKE if options.smoke else ON_GPU) if options.gpu else ON_CPU
+    deadline = time.monotonic() + options.seconds if options.gpu and not options.smoke else float("inf")
+    failed = []
+    for run in runs:
+        if options.only and run.script not in options.only:
+            continue
+        words = [run.script, *(run.short if options.short else run.arguments).split()]
+        if run.memory_gb > (card_gb() if run.memory_gb else 0.0):
+            print(f"== {' '.join(words)}: needs a card of {run.memory_gb:g} GB", flush=True)
+            continue
+        limit = min(run.seconds, deadline - time.monotonic())
+        if limit < run.seconds / 2:
+            print(f"== {' '.join(words)}: no time left", flush=True)
+            failed.append(run.script)
+            continue
+        print(f"== {' '.join(words)}", flush=True)
+        if not ran(words, options.out, limit):
+            failed.append(run.script)
+    if failed:
+        raise SystemExit(f"did not end well: {', '.join(failed)}")
+
+
+def ran(words: list[str], out: Path, limit: float) -> bool:
+    """Whether the benchmark ended well within the time."""
+    started = time.monotonic()
+    process = subprocess.Popen([sys.executable, str(HERE / f"{words[0]}.py"), *words[1:], "--out", str(out)])
+    try:
+        status = process.wait(None if limit == float("inf") else limit)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.wait(30)
+        print(f"   given up after {limit:.0f} s", flush=True)
+        return False
+    print(f"   {time.monotonic() - started:.0f} s, exit status {status}", flush=True)
+    return status == 0
+
+
+def card_gb() -> float:
+    """Memory of the first GPU."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]) / 1024
+
+
+if __name__ == "__main__":
+    main()
