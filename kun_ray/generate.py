@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import ray
 import ray.data
 from omegaconf import MISSING
 
-from kun_ray import execution, lease, ledger, models, placement, retry, store
+from kun_ray import execution, lease, ledger, models, placement, retry, shrink, store
 from kun_ray.adapters import check_adapter, with_absolute_adapters
 from kun_ray.board import new_board
 from kun_ray.config import ConfigError, KunError, RayConfig, require, to_dict
@@ -62,6 +63,9 @@ class GenerateConfig:
     """`failed` runs the failed rows once more, whatever had failed in them, and puts the new ones in their place."""
     wait_for_resources_s: float = 600.0
     """How long to wait for GPUs that others hold, before giving up and naming them."""
+    wait_for_nodes_s: float = 120.0
+    """When nodes are lost and nothing moves for want of their replicas: how long to wait for them, before going on with the
+    replicas that still fit. A cluster that grows (ray.autoscaling) waits for new nodes without end."""
     stop_grace_s: float = 120.0
     """After Ctrl-C or SIGTERM, seconds for the rows in flight to finish."""
     lease_s: float = LEASE_S
@@ -128,10 +132,15 @@ def identity(config: GenerateConfig) -> dict[str, Any]:
 
 def _complete(config: GenerateConfig, source: store.Folder, folder: store.Folder) -> dict[str, Any]:
     """Runs the rows that are not written yet, proves the counts and publishes the stage."""
-    book = ledger.Ledger(folder)
-    num_rows = source.dataset().count_rows()
-    if folder.num_rows() < num_rows:
-        _run(config, source, folder, num_rows, book)
+    book, num_rows = ledger.Ledger(folder), source.dataset().count_rows()
+    while folder.num_rows() < num_rows:
+        try:
+            _run(config, source, folder, num_rows, book)
+            break
+        except shrink.ReplicasLost:
+            config, book = dataclasses.replace(config, pools=shrink.shrunk(config.pools)), ledger.Ledger(folder)
+            left = ", ".join(f"{pool.replicas} of pool {name}" for name, pool in config.pools.items())
+            print(f"nodes are lost; going on with the replicas that fit: {left}", file=sys.stderr, flush=True)
     counts = store.prove_counts(folder, num_rows)
     steps = [step for pool in config.pools.values() for step in pool.steps]
     summary = {"stage": "generate", **counts, "rows_in": num_rows, **book.summary(folder, steps, num_rows)}
@@ -163,12 +172,14 @@ def _run(
     before = ledger.count_statuses(folder)
     with (
         execution.stopping(lambda: board.request_stop.remote(names[:1]), config.stop_grace_s) as stopped,
-        Monitor(board, folder, names, num_rows, before, config.ray.log_every_s, book),
+        Monitor(board, folder, names, num_rows, before, config.ray.log_every_s, book) as monitor,
     ):
         try:
             documents = ray.data.read_parquet(source.parts(), filesystem=source.filesystem)
             dataset = build_dataset(config, documents, board, num_ok / max(1, num_rows))
-            execution.write(dataset, folder, config.rows_per_file)
+            after_s = math.inf if config.ray.autoscaling else config.wait_for_nodes_s
+            with shrink.watching(config.pools, monitor.totals, after_s):
+                execution.write(dataset, folder, config.rows_per_file)
         except (ray.exceptions.RayError, OSError) as error:
             with contextlib.suppress(OSError):
                 execution.drop_unfinished(folder)

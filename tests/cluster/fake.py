@@ -23,6 +23,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from kun_ray.engine import EngineDead
 from kun_ray.pool import Pool
 from kun_ray.prompts import load_tokenizer
@@ -58,6 +60,7 @@ class FakeEngine:
         self.num_events = 0
         self._plan, self._tokenizer = plan, tokenizer
         self._in_flight = 0
+        self._node = ray.get_runtime_context().get_node_id()
         self._journal = open(Path(plan.journal) / f"{uuid.uuid4().hex}.jsonl", "a", buffering=1)  # noqa: SIM115
 
     def kill(self) -> None:
@@ -134,7 +137,7 @@ class FakeEngine:
 
     def _note(self, step: str, row: int, event: str) -> None:
         note = {"t": time.monotonic(), "step": step, "row": row, "event": event, "in_flight": self._in_flight}
-        note["pid"] = os.getpid()
+        note |= {"pid": os.getpid(), "node": self._node}
         self._journal.write(json.dumps(note) + "\n")
 
 

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from decoding import GREEDY, greedy, text_of
+from nodes import three_nodes, workers_of
 from transformers import AutoModelForCausalLM
 
 from kun_ray.config import KunError, load
@@ -32,6 +35,7 @@ from kun_ray.train.launch import train
 from kun_ray.train.model import NextTokenLoss
 from kun_ray.train.publish import digests
 
+REPO = Path(__file__).parents[2]
 STEPS = 20
 pytestmark = pytest.mark.real
 
@@ -47,7 +51,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     return folder
 
 
-def configured(workshop: Path, output: str, *more: str) -> TrainConfig:
+def arguments(workshop: Path, output: str, *more: str) -> list[str]:
     argv = [f"model={workshop}/base", f"output={workshop}/{output}", f"data=[{{path: {workshop}/seeds.jsonl}}]"]
     argv += [f"valid=[{{path: {workshop}/valid.jsonl}}]", "epochs=10", f"max_steps={STEPS}", "save_every_steps=5"]
     argv += ["accelerator=cpu", "num_workers=2", "cpus_per_worker=1", "dtype=float32", "batch_size=12", "lr=1e-3"]
@@ -65,7 +69,11 @@ def configured(workshop: Path, output: str, *more: str) -> TrainConfig:
         "publish.max_shard_gb=0.001",
         "publish.num_probes=2",
     ]
-    return load(TrainConfig, [*argv, *more])
+    return [*argv, *more]
+
+
+def configured(workshop: Path, output: str, *more: str) -> TrainConfig:
+    return load(TrainConfig, arguments(workshop, output, *more))
 
 
 def losses(workshop: Path, output: str) -> list[float]:
@@ -73,12 +81,16 @@ def losses(workshop: Path, output: str) -> list[float]:
     return [found[step] for step in sorted(found)]
 
 
+def reached(folder: Folder, step: int) -> bool:
+    return any(line.get("step", 0) >= step and "loss" in line for line in curve.read_lines(folder))
+
+
 def train_and_kill(config: TrainConfig) -> dict[str, Any]:
     """Trains; rank 0 is killed after step 7, between two checkpoints."""
     folder = Folder(config.output)
 
     def kill() -> None:
-        while not any(line.get("step", 0) >= 7 and "loss" in line for line in curve.read_lines(folder)):
+        while not reached(folder, 7):
             time.sleep(0.05)
         os.kill(curve.read_starts(folder)[0]["pid"], signal.SIGKILL)
 
@@ -117,6 +129,26 @@ def test_zero3_equals_a_plain_loop_also_after_a_kill(workshop: Path, killed: dic
     np.testing.assert_allclose(losses(workshop, "two"), expected, atol=1e-4)
     assert killed["valid_loss"] < killed["valid_loss_before"] - 0.3  # it learns
     assert len(packing.micro_batches(batches[0], samples.lengths, 2, 1000, True)) > 1
+
+
+def test_a_lost_node_is_survived(workshop: Path, killed: dict[str, Any]) -> None:
+    """Two ranks on two of three nodes; one of the two is killed after step 7, and the third takes its place."""
+    with three_nodes(num_cpus=3, resources={"rank": 1}) as nodes:
+        more = ["resources={rank: 1}", f"ray.address={nodes.address}"]
+        with (workshop / "nodes.log").open("w") as log:
+            command = [sys.executable, str(REPO / "jobs/train.py"), *arguments(workshop, "nodes", *more)]
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        while process.poll() is None and not reached(Folder(f"{workshop}/nodes"), 7):
+            time.sleep(0.05)
+        for node in nodes.worker_nodes:
+            if any("RayTrainWorker" in " ".join(worker.cmdline()) for worker in workers_of(node)):
+                nodes.remove_node(node, allow_graceful=False)
+                break
+        else:
+            pytest.fail("no rank outside the head: " + (workshop / "nodes.log").read_text()[-2000:])
+        assert process.wait(600) == 0, (workshop / "nodes.log").read_text()[-4000:]
+    assert json.loads((workshop / "nodes/summary.json").read_text())["restarts"] == 1
+    np.testing.assert_allclose(losses(workshop, "nodes"), losses(workshop, "two"), atol=1e-4)
 
 
 def test_other_numbers_of_ranks_go_on_where_a_run_stopped(workshop: Path, killed: dict[str, Any]) -> None:

@@ -1,0 +1,98 @@
+"""A cluster that has lost nodes: notices that a run stands still for want of a replica, and which replicas still fit.
+
+Ray restarts a lost replica where there is room, and its blocks wait for it. Where there is none, they would wait for ever:
+generate then ends this execution and begins another one, over the rows that are not written, with fewer replicas.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+
+from kun_ray.board import Counters
+from kun_ray.config import KunError
+from kun_ray.placement import bundles
+from kun_ray.pool import PoolConfig
+
+Pools = dict[str, PoolConfig]
+
+
+class ReplicasLost(Exception):
+    """Nothing moves any more, and the cluster cannot hold all replicas."""
+
+
+@contextlib.contextmanager
+def watching(pools: Pools, totals: Callable[[], dict[str, Counters]], after_s: float) -> Iterator[None]:
+    """Raises ReplicasLost in the main thread when no pool has done anything for `after_s` seconds and a node is missing.
+
+    While some replicas still work they go on: what a lost one held is done last, so that nothing is loaded twice before.
+
+    Args:
+        pools: as they were started.
+        totals: each pool's counters now.
+        after_s: patience; a node may come back.
+    """
+    ended = threading.Event()
+
+    def watch() -> None:
+        seen, since = None, time.monotonic()
+        while not ended.wait(min(5.0, after_s / 4)):
+            now = totals()
+            work = [(c.get("rows"), c.get("prompt_tokens"), c.get("in_flight", 0)) for c in now.values()]
+            if work != seen or any(in_flight for *_, in_flight in work):
+                seen, since = work, time.monotonic()
+            elif time.monotonic() - since > after_s and not fits(pools):
+                os.kill(os.getpid(), signal.SIGUSR1)
+                return
+
+    def lost(signum: int, frame: object) -> None:
+        raise ReplicasLost
+
+    before = signal.signal(signal.SIGUSR1, lost)
+    threading.Thread(target=watch, name="lost nodes", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def fits(pools: Pools) -> bool:
+    """Whether the living nodes could hold all replicas at once, if nobody else were there."""
+    nodes: list[dict[str, float]] = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    wanted = sorted(bundles(pools), key=lambda bundle: -bundle.get("GPU", bundle.get("CPU", 0.0)))
+    return all(any(_take(node, bundle) for node in nodes) for bundle in wanted)
+
+
+def _take(node: dict[str, Any], bundle: dict[str, float]) -> bool:
+    if any(node.get(name, 0.0) < amount for name, amount in bundle.items()):
+        return False
+    for name, amount in bundle.items():
+        node[name] -= amount
+    return True
+
+
+def shrunk(pools: Pools) -> Pools:
+    """As many replicas as the living nodes hold: always one less of the pool that has most.
+
+    Raises:
+        KunError: not one replica of each pool fits any more.
+    """
+    found = dict(pools)
+    while not fits(found):
+        name = max(found, key=lambda name: found[name].replicas)
+        if found[name].replicas == 1:
+            raise KunError(
+                "the cluster has lost nodes, and what is left cannot hold one replica of each pool. What was finished is "
+                "kept; run the same command again when the nodes are back, or on another cluster"
+            )
+        found[name] = dataclasses.replace(found[name], replicas=found[name].replicas - 1)
+    return found

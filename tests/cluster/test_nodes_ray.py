@@ -1,0 +1,83 @@
+"""Three nodes: where replicas go, and what becomes of the rows when a node or the head is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fake
+import pytest
+from chains import HERE, WAIT_S, Chain, ids, kill_session, wait_until
+from nodes import three_nodes
+from ray.cluster_utils import Cluster
+
+from kun_ray.generate import generate
+
+GPUS = ["accelerator=gpu", "tensor_parallel_size=2", "replicas=3"]
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Each with two (pretended) GPUs."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])))
+    with three_nodes(num_cpus=4, num_gpus=2) as found:
+        yield found
+
+
+@pytest.fixture
+def start(nodes: Cluster, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Starts a job on the three nodes."""
+    with contextlib.ExitStack() as stack:
+
+        def start(job: Chain, *more: str) -> Any:
+            pools = [f"pools.all.{setting}" for setting in GPUS]
+            process = job.start(tmp_path / "log", f"ray.address={nodes.address}", *pools, *more)
+            stack.callback(kill_session, process)
+            return process
+
+        yield start
+
+
+def starts(job: Chain) -> list[dict[str, Any]]:
+    return [event for event in fake.read_journal(job.plan) if event["event"] == "start"]
+
+
+def where(job: Chain, events: list[dict[str, Any]]) -> set[str]:
+    return {event["node"] for event in events}
+
+
+def test_replicas_spread_and_a_lost_nodes_rows_run_elsewhere(nodes, start, documents, chain, tmp_path):
+    """Each replica's two GPUs lie in one node, so there is one replica a node. The third node is killed and stays away."""
+    source = documents(400)
+    job = chain(source, {"all": ["label", "score", "polish"]}, service_s=(0.1, 0.3))
+    process = start(job, "wait_for_nodes_s=10")
+    wait_until(lambda: len(where(job, starts(job))) == 3 or process.poll() is not None, "three replicas")
+    assert process.poll() is None, (tmp_path / "log").read_text()
+    lost = list(nodes.worker_nodes)[-1]
+    nodes.remove_node(lost, allow_graceful=False)
+    before = len(starts(job))
+
+    assert process.wait(WAIT_S) == 0, (tmp_path / "log").read_text()
+    assert ids(job.folder()) == ids(source)
+    summary = job.folder().read_json("summary.json")
+    assert (summary["ok"], summary["duplicates"]) == (400, 0) and "failed" not in str(summary["reasons"])
+    assert lost.unique_id and lost.node_id not in where(job, starts(job)[before:][-50:])
+    assert "nodes are lost; going on with the replicas that fit: 2 of pool all" in (tmp_path / "log").read_text()
+
+
+def test_a_lost_head_ends_the_job_and_another_cluster_goes_on(nodes, start, documents, chain, cluster, tmp_path):
+    source = documents(300)
+    job = chain(source, {"all": ["label", "score", "polish"]}, service_s=(0.1, 0.3))
+    process = start(job)
+    wait_until(lambda: len(job.folder().parts()) >= 2 or process.poll() is not None, "files")
+    assert process.poll() is None, (tmp_path / "log").read_text()
+    nodes.remove_node(nodes.head_node, allow_graceful=False)
+    assert process.wait(WAIT_S) not in (0, None)
+
+    written = job.folder().num_rows()
+    assert 0 < written < 300
+    assert generate(job.config())["rows"] == 300
+    assert ids(job.folder()) == ids(source)
