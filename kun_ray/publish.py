@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import uuid
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +48,13 @@ def read_duplicates(filesystem: fs.FileSystem, path: str) -> Duplicates:
 
 
 def publish(folder: Folder, clean: Folder, duplicates: Duplicates, run_parallel: RunParallel) -> None:
-    """Writes each part of `clean` as a part of the stage; parts that are there already are kept."""
+    """Writes each part of `clean` as a part of the stage; parts that are there already are kept.
+
+    Tasks of an earlier attempt may still be at work: they write the same parts, each under a temporary name of its own.
+    """
+    for info in folder.filesystem.get_file_info(fs.FileSelector(folder.path)):
+        if info.base_name.startswith("_part-") and info.base_name.endswith(".tmp"):
+            folder.filesystem.delete_file(info.path)
     shared = ray.put(tuple(duplicates))
     done = {path.rsplit("/", 1)[-1] for path in folder.parts()}
     wanted = [path for path in clean.parts() if path.rsplit("/", 1)[-1] not in done]
@@ -59,8 +66,9 @@ def _publish_part(filesystem: fs.FileSystem, target: str, shared: Any, path: str
     table = pq.read_table(path, filesystem=filesystem, columns=DOCUMENT.names)
     name = path.rsplit("/", 1)[-1]
     marked = mark_duplicates(table, Duplicates(*ray.get(shared)))
-    pq.write_table(marked, f"{target}/_{name}.tmp", filesystem=filesystem)
-    filesystem.move(f"{target}/_{name}.tmp", f"{target}/{name}")
+    temporary = f"{target}/_{name}.{uuid.uuid4().hex[:8]}.tmp"
+    pq.write_table(marked, temporary, filesystem=filesystem)
+    filesystem.move(temporary, f"{target}/{name}")
 
 
 def mark_duplicates(table: pa.Table, duplicates: Duplicates) -> pa.Table:

@@ -26,22 +26,6 @@ def polished(job) -> set[int]:
     return {e["row"] for e in fake.read_journal(job.plan) if (e["step"], e["event"]) == ("polish", "end")}
 
 
-def test_a_killed_driver_continues(cluster, documents, chain, tmp_path):
-    """SIGKILL at random moments, on a cluster that lives on: what the dead driver's workers still do must not matter."""
-    source = documents(240)
-    job = chain(source, {"all": ["label", "score", "polish"]}, service_s=(0.0, 0.3))
-    for _ in range(2):
-        before, more = num_ended(job), random.randint(10, 180)
-        process = job.start(tmp_path / "log", address())
-        try:
-            wait_until(lambda: num_ended(job) > before + more or process.poll() is not None, f"{more} calls")  # noqa: B023
-            assert process.poll() is None, (tmp_path / "log").read_text()
-        finally:
-            kill_session(process)
-    assert generate(job.config())["rows"] == 240
-    assert ids(job.folder()) == ids(source)
-
-
 def test_ctrl_c_and_sigterm_end_a_run_that_can_go_on(cluster, documents, chain, tmp_path):
     source = documents(240)
     job = chain(source, service_s=(0.0, 0.3))
