@@ -22,7 +22,7 @@ SILENT_S = 15.0
 """A replica that has not reported for so long is taken for dead; living ones report each second."""
 Counters = dict[str, float]
 """One replica's totals since it started: `rows`, `ok`, `rejected`, `failed`, `deferred`, `prompt_tokens`,
-`output_tokens`, `in_flight` (now), `load_s`; of a pool also `restarts`, `hangs`."""
+`cached_tokens` (of these), `output_tokens`, `in_flight` (now), `load_s`, `busy_s` (with rows inside); of a pool also `restarts`, `hangs`."""
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)

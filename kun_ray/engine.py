@@ -141,8 +141,9 @@ class VllmEngine:
             output_kind=RequestOutputKind.CUMULATIVE,  # at `stream_interval`, as a sign of life
         )
         output = await self._request(prompt, params, adapter)
-        completion = output.outputs[0]
-        return Reply(len(prompt), len(completion.token_ids), completion.finish_reason or "stop", completion.text)
+        done, cached = output.outputs[0], output.num_cached_tokens or 0
+        reason = done.finish_reason or "stop"
+        return Reply(len(prompt), len(done.token_ids), reason, done.text, num_cached_tokens=cached)
 
     async def choose(self, prompt: list[int], candidates: tuple[int, ...], adapter: str | None = None) -> Reply:
         from vllm import SamplingParams
@@ -157,7 +158,7 @@ class VllmEngine:
         output = await self._request(prompt, params, adapter)
         found = output.outputs[0].logprobs[0]
         logprobs = tuple(found[token].logprob if token in found else -math.inf for token in candidates)
-        return Reply(len(prompt), 1, "chosen", logprobs=logprobs)
+        return Reply(len(prompt), 1, "chosen", logprobs=logprobs, num_cached_tokens=output.num_cached_tokens or 0)
 
     async def perplexity(self, prompt: list[int], adapter: str | None = None) -> Reply:
         from vllm import SamplingParams

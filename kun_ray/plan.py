@@ -194,18 +194,14 @@ def _correction(options: Any, work: Work) -> float:
         summary, manifest = folder.read_json(store.SUMMARY), folder.read_json(store.MANIFEST)
         require("pools" in summary, f"measured: {place} is no generate stage")
         for name, counters in summary["pools"].items():
-            settings = manifest["config"]["pools"][name]
-            pool = PoolConfig(**settings)
+            pool = PoolConfig(**manifest["config"]["pools"][name])
             card = CARDS["CPU" if pool.accelerator == "cpu" else options.card]
             rows = max(1, counters["answered"])
-            asked = Traffic(
-                counters["prompt_tokens"] / rows, counters["output_tokens"] / rows, counters["prompt_tokens"] / rows
-            )
+            prompt, output = counters["prompt_tokens"] / rows, counters["output_tokens"] / rows
+            asked = Traffic(prompt - counters["cached_tokens"] / rows, output, prompt + output / 2)
             found = capacity.capacity(pool, sizes_of(pool.model, options), card, asked)
-            planned += rows / (found.rows_per_s * pool.replicas)
-        measured += max(
-            1.0, summary["elapsed_s"] - max((c.get("load_s", 0) for c in summary["pools"].values()), default=0)
-        )
+            planned += rows / found.rows_per_s
+            measured += max(1.0, counters["busy_s"])
     if planned:
         work.notes.append(
             f"speeds corrected by {len(options.measured)} measured runs: {measured / planned:.2f} × the planned time"

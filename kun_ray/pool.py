@@ -223,6 +223,7 @@ class Pool:
             return {"status": FAILED, "reason": "over_context", f"{step.name}_prompt_tokens": len(prompt)}
         reply = await self._ask(step, prompt)
         self._counters["prompt_tokens"] += reply.num_prompt_tokens
+        self._counters["cached_tokens"] += reply.num_cached_tokens
         self._counters["output_tokens"] += reply.num_output_tokens
         return {
             f"{step.name}_prompt_tokens": reply.num_prompt_tokens,
@@ -239,10 +240,13 @@ class Pool:
         return await self._engine.perplexity(prompt, step.adapter)
 
     async def _report_forever(self) -> None:
+        since = time.monotonic()
         while self._board is not None:
             with contextlib.suppress(ray.exceptions.RayError):  # the board may be moving to another node
                 self._stop = await self._report()
             await asyncio.sleep(1.0)
+            since, before = time.monotonic(), since
+            self._counters["busy_s"] += since - before if self._counters["in_flight"] else 0.0  # type: ignore[assignment]
 
     def _report(self) -> Any:
         cleared, self._cleared = self._cleared, []

@@ -28,6 +28,8 @@ class Reply:
     """Natural logarithms. From `choose`: of each candidate, shape [len(candidates)]. From `perplexity`: of each token of the
     prompt after the first, shape [prompt length − 1]."""
     perplexity: float | None = None
+    num_cached_tokens: int = 0
+    """Tokens of the prompt that the engine's prefix cache held."""
 
 
 def parse_perplexity(reply: Reply, config: PerplexityConfig) -> dict[str, Any]:

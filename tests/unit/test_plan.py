@@ -117,10 +117,10 @@ def test_a_finished_run_corrects_the_speed(tmp_path: Path, model_folder: Any, ca
         {"pools": {"p": {"model": model_folder(), "steps": ["label"], "accelerator": "cpu"}}},
     )
     pq.write_table(to_table(rows, DOCUMENT), done.child("part-0.parquet"))
-    counters = {"answered": 50, "prompt_tokens": 5000, "output_tokens": 1000, "load_s": 20}
+    counters = {"answered": 50, "prompt_tokens": 5000, "cached_tokens": 1000, "output_tokens": 1000}
     seconds = []
-    for elapsed in (1020.0, 2020.0):  # of which twenty loaded the model
-        done.finish({"elapsed_s": elapsed, "pools": {"p": counters}})
+    for busy in (1000.0, 2000.0):
+        done.finish({"elapsed_s": 3000.0, "pools": {"p": {**counters, "busy_s": busy}}})
         seconds.append(plan(load(GeneratePlan, [*argv, f"measured=['{done.uri}']"]))[0].seconds)
     assert "speeds corrected by 1 measured runs" in capsys.readouterr().out
     assert seconds[1] == pytest.approx(2 * seconds[0]) and seconds[0] != pytest.approx(before.seconds)
