@@ -100,7 +100,7 @@ def test_long_values_are_shown_where_they_differ(tmp_path: Path) -> None:
 
 def test_foreign_folders_are_left_alone(tmp_path: Path) -> None:
     write_part(tmp_path / "parquet", "part-0.parquet", [row(0)])
-    with pytest.raises(KunError, match="not written by kun_ray"):
+    with pytest.raises(KunError, match=r"has no manifest.json, so kun_ray did not write .* \(part-0.parquet\); choose"):
         open_stage(str(tmp_path / "parquet"), FINGERPRINT, {})
     (tmp_path / "model").mkdir()
     (tmp_path / "model/manifest.json").write_text('{"trained": "elsewhere"}')
@@ -109,6 +109,42 @@ def test_foreign_folders_are_left_alone(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "parquet") == ["part-0.parquet"] and os.listdir(tmp_path / "model") == [
         "manifest.json"
     ]
+
+
+def test_a_folder_of_other_files_is_refused_with_some_of_them(tmp_path: Path) -> None:
+    for name in ("letter.odt", "photos", "notes.tmp", "thesis.tex", ".profile"):
+        (tmp_path / name).mkdir() if name == "photos" else (tmp_path / name).write_text("mine")
+    with pytest.raises(KunError, match=r"is not empty .*\(letter.odt, notes.tmp, photos and 1 more\); choose"):
+        open_stage(str(tmp_path), FINGERPRINT, {})
+    assert len(os.listdir(tmp_path)) == 5, "nothing is written or deleted"
+
+
+@pytest.mark.parametrize("name", ["manifest.json.0a1b2c3d.tmp", "_lease.json", "_lease.json.0a1b2c3d.tmp", ".gitkeep"])
+def test_what_a_kill_before_the_manifest_leaves_is_no_others(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{")
+    assert open_stage(str(tmp_path), FINGERPRINT, {}).exists("manifest.json")
+
+
+def test_a_run_that_begins_between_two_looks_is_left_to_the_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_stage(str(tmp_path), FINGERPRINT, {})
+    (tmp_path / "metrics.jsonl").write_text("")
+    monkeypatch.setattr(Folder, "exists", lambda self, name="": False)
+    open_stage(str(tmp_path), FINGERPRINT, {})
+
+
+@pytest.mark.parametrize(
+    ("key", "stage"),
+    [("corpora", "prepare"), ("selection", "export"), ("training", "train"), ("answers", "review")],
+)
+def test_a_folder_of_another_stage_is_refused_in_one_line(tmp_path: Path, key: str, stage: str) -> None:
+    """Also one whose manifest an older version wrote: the fingerprint tells."""
+    open_stage(str(tmp_path), {key: {"a": 1, "b": 2}, "input": "x"}, {})
+    with pytest.raises(KunError) as caught:
+        open_stage(str(tmp_path), FINGERPRINT, {})
+    assert f"{tmp_path} holds a {stage} run, not a generate one" in str(caught.value)
+    assert "\n" not in str(caught.value) and "output=" in str(caught.value)
 
 
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
@@ -126,6 +162,11 @@ def test_require_complete_says_what_is_wrong(tmp_path: Path) -> None:
         require_complete(str(tmp_path / "s"))
     folder.finish({})
     assert require_complete(str(tmp_path / "s")).dataset().count_rows() == 1
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/wudao.json").write_text("[]")
+    for path in (tmp_path / "corpus", tmp_path / "corpus/wudao.json"):
+        with pytest.raises(KunError, match=rf"{path} is not a stage folder \(no manifest.json\); export reads"):
+            require_complete(str(path), "export reads what jobs/generate.py writes")
     (tmp_path / "s/part-0.parquet").unlink()
     with pytest.raises(KunError, match="nothing to read"):
         require_complete(str(tmp_path / "s"))
@@ -229,13 +270,13 @@ def test_counts_by_status_and_reason(tmp_path: Path) -> None:
         "rejected": 2,
         "failed": 1,
         "reasons": {"rejected/too_long": 2, "failed/truncated": 1},
-        "duplicates": 0,
+        "repeated_ids": 0,
     }
     assert prove_counts(Folder(str(tmp_path)), 5) == counts
 
 
 def test_counts_of_an_empty_folder(tmp_path: Path) -> None:
-    empty = {"rows": 0, "ok": 0, "rejected": 0, "failed": 0, "reasons": {}, "duplicates": 0}
+    empty = {"rows": 0, "ok": 0, "rejected": 0, "failed": 0, "reasons": {}, "repeated_ids": 0}
     assert store.count_rows(Folder(str(tmp_path))) == empty
     write_part(tmp_path, "part-0.parquet", [])
     assert store.count_rows(Folder(str(tmp_path))) == empty
