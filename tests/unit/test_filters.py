@@ -305,6 +305,30 @@ def test_other_numbers_are_left_alone(text: str) -> None:
     assert masked(text) == text
 
 
+@pytest.mark.parametrize(
+    ("nobodys", "next_to_it"),
+    [
+        ("10.255.255.254", "11.10.255.254"),
+        ("172.16.0.1", "172.15.255.254"),
+        ("172.31.255.254", "172.32.0.1"),
+        ("192.168.255.1", "192.169.0.1"),
+        ("127.10.0.1", "128.10.0.1"),
+        ("169.254.169.254", "169.253.169.254"),
+        ("100.64.10.1", "100.63.255.254"),
+        ("192.0.2.11", "192.0.3.11"),
+        ("198.51.100.23", "198.51.101.23"),
+        ("203.0.113.77", "203.0.114.77"),
+        ("198.19.255.254", "198.20.0.1"),
+        ("224.0.0.251", "223.255.255.251"),
+        ("239.255.255.250", "114.114.114.114"),
+    ],
+)
+def test_addresses_that_are_nobodys_stay_and_their_neighbours_do_not(nobodys: str, next_to_it: str) -> None:
+    """Ranges of the IANA registry of special purposes, and multicast."""
+    assert masked(f"访问 {nobodys} 即可") == f"访问 {nobodys} 即可"
+    assert masked(f"访问 {next_to_it} 即可") == "访问 〔IP〕 即可"
+
+
 def test_masks_are_counted() -> None:
     result = judged(PROSE + "电话13812345678、13912345678，邮箱 a@b.com")
     assert result.measures == {"masked_phone": 2, "masked_email": 1}
