@@ -389,7 +389,7 @@ def test_an_interrupted_export_starts_anew(tmp_path: Path, monkeypatch: pytest.M
 def test_files_of_others_are_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "README.md").write_text("mine")
-    with pytest.raises(KunError, match="already holds README.md"):
+    with pytest.raises(KunError, match=r"has no manifest.json.*\(README.md\); choose another output="):
         run(tmp_path, [row(0)])
     assert (tmp_path / "export" / "README.md").read_text() == "mine"
     with pytest.raises(ConfigError, match="lies in the input"):
@@ -467,4 +467,6 @@ def test_the_job_runs_from_the_command_line(tmp_path: Path) -> None:
     command = [sys.executable, "jobs/export.py", "conf/export.yaml", f"input={given}", f"output={tmp_path / 'out'}"]
     done = subprocess.run(command, check=False, cwd=root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / "_SUCCESS").exists()
+    assert (tmp_path / "out" / "_SUCCESS").exists() and f"# input: {given}\n" in done.stdout
+    other = subprocess.run([*command, "valid_fraction=0.5"], check=False, cwd=root, capture_output=True, text=True)
+    assert other.returncode == 1 and "valid_fraction: was" in other.stderr and not other.stdout
