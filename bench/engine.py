@@ -16,28 +16,20 @@ import argparse
 import json
 import statistics
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import ray
 import ray.data
-from ray.data.block import BlockMetadata
-from ray.data.datasource import Datasource, ReadTask
 from shapes import SHAPES, card_limits, save_shape, texts
+from sides import OurRun, new_raw
 
-import kun_ray.generate as stage
 from kun_ray import execution
-from kun_ray.board import new_board
 from kun_ray.config import RayConfig, load
-from kun_ray.engine import Engine, VllmEngine, engine_arguments, environment
-from kun_ray.generate import GenerateConfig, build_dataset
-from kun_ray.pool import Pool, PoolConfig
-from kun_ray.prompts import build_prompt, load_tokenizer
-from kun_ray.schema import DOCUMENT, OK, to_table
+from kun_ray.engine import environment
+from kun_ray.generate import GenerateConfig
+from kun_ray.schema import OK
 
 WORKLOADS = {"label-like": (48, 256), "polish-like": (300, 1024)}
 """Mean and largest number of output tokens."""
@@ -160,156 +152,6 @@ def bench_config(options: argparse.Namespace, folder: Path) -> GenerateConfig:
             f"steps.label.max_chars={mean}",  # how BenchPool and Raw learn the mean length
         ],
     )
-
-
-class BenchPool(Pool):
-    """The package's Pool whose replies end at one of many stop tokens: on random weights, geometric lengths."""
-
-    def _build_engine(self, path: str, stop_ids: list[int]) -> Engine:
-        return VllmEngine(self._config, path, stop_tokens(path, self._mean_tokens))
-
-    def __init__(self, name: str, config: PoolConfig, steps: Any, board: Any = None) -> None:
-        self._mean_tokens = steps.label.max_chars  # the bench has no other use for this limit
-        super().__init__(name, config, steps, board)
-
-
-class OurRun:
-    """One streaming execution of kun_ray over rows that arrive turn by turn: each turn's read waits for its gate."""
-
-    def __init__(self, config: GenerateConfig, rows: list[list[dict[str, Any]]], folder: Path) -> None:
-        setattr(stage, "Pool", BenchPool)  # noqa: B010 - build_dataset names the class; the bench's differs in stop tokens only
-        self._gates = [folder / f"gate-{index}" for index in range(len(rows))]
-        self._num_rows = len(rows[0])
-        self._board = new_board()
-        self._before = {"rows": 0.0, "prompt_tokens": 0.0, "output_tokens": 0.0}
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        source = Gated(rows, self._gates)
-        dataset = build_dataset(config, ray.data.read_datasource(source, override_num_blocks=len(rows)), self._board)
-        self._thread = threading.Thread(target=lambda: list(dataset.iter_internal_ref_bundles()), daemon=True)
-        self._thread.start()
-
-    def turn(self, index: int) -> dict[str, Any]:
-        """Opens the gate of one turn and waits for its last row."""
-        started = time.perf_counter()
-        self._gates[index].touch()
-        wanted = self._before["rows"] + self._num_rows
-        while (now := self._counters()).get("rows", 0) < wanted:
-            if not self._thread.is_alive():
-                raise RuntimeError("the pipeline ended early; see the log above")
-            time.sleep(0.01)
-        seconds = time.perf_counter() - started
-        found = {key: int(now[key] - self._before[key]) for key in self._before}
-        self._before = {key: now[key] for key in self._before}
-        return {"seconds": round(seconds, 4), **found}
-
-    def finish(self) -> None:
-        """Ends the execution, which frees its GPU."""
-        for gate in self._gates:
-            gate.touch()
-        self._thread.join()
-
-    def _counters(self) -> dict[str, float]:
-        replicas = ray.get(self._board.snapshot.remote()).get("label", {})
-        return dict(next(iter(replicas.values()), {}))
-
-
-class Gated(Datasource):
-    """Turns of rows, each handed out once its gate file exists."""
-
-    def __init__(self, rows: list[list[dict[str, Any]]], gates: list[Path]) -> None:
-        super().__init__()
-        self._tables = [to_table(turn, DOCUMENT) for turn in rows]
-        self._gates = gates
-
-    def estimate_inmemory_data_size(self) -> int:
-        return sum(table.nbytes for table in self._tables)
-
-    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-        def task(table: pa.Table, gate: Path) -> ReadTask:
-            def read() -> Iterator[pa.Table]:
-                while not gate.exists():
-                    time.sleep(0.01)
-                yield table
-
-            metadata = BlockMetadata(num_rows=len(table), size_bytes=table.nbytes, input_files=None, exec_stats=None)
-            return ReadTask(read, metadata, schema=DOCUMENT)
-
-        return [task(table, gate) for table, gate in zip(self._tables, self._gates, strict=True)]
-
-
-class Raw:
-    """`vllm.LLM`, given all prompts of a turn at once, already tokenised."""
-
-    def __init__(self, pool: PoolConfig, config: GenerateConfig) -> None:
-        from vllm import LLM
-
-        assert config.steps.label is not None
-        self._label = config.steps.label
-        self._llm = LLM(**{k: v for k, v in engine_arguments(pool, pool.model).items() if k != "enable_log_requests"})
-        self._tokenizer = load_tokenizer(pool.model)
-        self._prompt = build_prompt(self._tokenizer, self._label.prompt)
-        assert config.steps.score is not None
-        self._rubric = build_prompt(self._tokenizer, config.steps.score.prompt)
-
-    def turn(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        import dataclasses
-
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        prompts = [{"prompt_token_ids": self._prompt.render(row)} for row in rows]
-        params = SamplingParams(
-            **dataclasses.asdict(self._label.sampling),
-            stop_token_ids=stop_tokens(str(self._llm.llm_engine.model_config.model), self._label.max_chars),
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        started = time.perf_counter()
-        outputs = self._llm.generate(prompts, params, use_tqdm=False)  # type: ignore[arg-type]
-        seconds = time.perf_counter() - started
-        return {
-            "seconds": round(seconds, 4),
-            "rows": len(outputs),
-            "prompt_tokens": sum(len(prompt["prompt_token_ids"]) for prompt in prompts),
-            "output_tokens": sum(len(output.outputs[0].token_ids) for output in outputs),
-            "cached_tokens": sum(output.num_cached_tokens or 0 for output in outputs),
-        }
-
-    def score(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Rows/s of one prefill per row against decoding 8 and 256 tokens; all share the rubric as prefix."""
-        from vllm import SamplingParams
-
-        prompts = [{"prompt_token_ids": self._rubric.render({"instruction": row["text"][:60]})} for row in rows]
-        kun: dict[str, Any] = {"temperature": 0.5, "top_p": 0.95, "repetition_penalty": 1.2, "ignore_eos": True}
-        ways = {
-            "choose": SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=[100, 200], detokenize=False),
-            "decode_8": SamplingParams(max_tokens=8, **kun),
-            "decode_256": SamplingParams(max_tokens=256, **kun),
-        }
-        found: dict[str, Any] = {"rows": len(prompts), "prompt_tokens_each": len(prompts[0]["prompt_token_ids"])}
-        for repeat in range(3):
-            for name, params in ways.items():
-                started = time.perf_counter()
-                self._llm.generate(prompts, params, use_tqdm=False)  # type: ignore[arg-type]
-                if repeat:  # the first round warms up
-                    found.setdefault(name, []).append(len(prompts) / (time.perf_counter() - started))
-        rates = {name: statistics.median(found.pop(name)) for name in ways}
-        return {
-            **found,
-            **{f"{name}_rows_per_s": round(rate, 1) for name, rate in rates.items()},
-            "choose_over_decode_8": round(rates["choose"] / rates["decode_8"], 2),
-            "choose_over_decode_256": round(rates["choose"] / rates["decode_256"], 2),
-        }
-
-
-def new_raw(options: dict[str, Any], pool: PoolConfig, config: GenerateConfig) -> Any:
-    return ray.remote(**options)(Raw).remote(pool, config)
-
-
-def stop_tokens(model: str, mean: int) -> list[int]:
-    """Token ids, one in `mean` of the vocabulary: where weights are random, a reply ends at each token with 1/mean."""
-    vocabulary = json.loads((Path(model) / "config.json").read_text())["vocab_size"]
-    return list(range(7, vocabulary, mean))
 
 
 def documents(num_rows: int, num_turns: int) -> list[list[dict[str, Any]]]:

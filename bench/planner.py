@@ -92,7 +92,11 @@ def memory(folder: Path) -> dict[str, Any]:
     found = capacity.capacity(pool, cost, capacity.CARDS["CPU"], traffic(pool, config, work, 0.5))
     kv_tokens = int((folder / "model/kv_tokens").read_text())
     return {
-        "kv_tokens": {"planned": found.kv_tokens, "vllm": kv_tokens, "off_by": round(found.kv_tokens / kv_tokens - 1, 4)},
+        "kv_tokens": {
+            "planned": found.kv_tokens,
+            "vllm": kv_tokens,
+            "off_by": round(found.kv_tokens / kv_tokens - 1, 4),
+        },
         "weights_gb": {"planned": round(found.weights_gb, 4)},
     }
 

@@ -27,9 +27,10 @@ from typing import Any
 
 import ray
 import ray.data
-from engine import WORKLOADS, BenchPool, Gated, bench_config, documents, stop_tokens
+from engine import WORKLOADS, bench_config, documents
 from machine import versions, write
 from shapes import SHAPES, save_shape
+from sides import BenchPool, Gated, stop_tokens
 
 import kun_ray.generate as stage
 from kun_ray import execution

@@ -248,14 +248,16 @@ def _is_card(match: re.Match[str]) -> bool:
 
 
 def _is_public_ip(match: re.Match[str]) -> bool:
-    """A private, loopback or reserved address is nobody's; all octets under 10 are section numbers or public resolvers."""
+    """Whether an address may be a person's. Private, loopback, link-local, shared (carriers'), documentation, benchmark,
+    multicast and reserved ones are no host's on the Internet, and tutorials need them; all octets under 10 are section
+    numbers or public resolvers. Of the rest nothing tells a person's from a server's: all are masked."""
     octets = match.group().split(".")
     if any(int(octet) > 255 for octet in octets) or all(len(octet) == 1 for octet in octets):
         return False
-    if (
-        any(len(octet) > 1 and octet[0] == "0" for octet in octets)
-        or not ipaddress.IPv4Address(match.group()).is_global
-    ):
+    if any(len(octet) > 1 and octet[0] == "0" for octet in octets):
+        return False
+    address = ipaddress.IPv4Address(match.group())
+    if not address.is_global or address.is_multicast:  # multicast counts as global there
         return False
     before = match.string[max(0, match.start() - 12) : match.start()]
     return not _VERSION.search(before) and not match.string.startswith(("版", " 版"), match.end())

@@ -31,6 +31,8 @@ T = TypeVar("T")
 EXTENDS = "extends"
 """In a YAML file: one file or a list of files, relative to it, that it builds upon."""
 
+_unshown: list[str] = []
+"""The resolved configuration of this process's job, until `show_config` prints it."""
 PARENT = "KUN_RAY_PARENT"
 """Environment variable of a job that a pipeline has started: the pipeline's process, whose end is the job's too."""
 _CREDENTIALS = re.compile(r"(?<=://)[!#-&(-?A-~]*:[!#-&(-?A-~]*@")
@@ -141,7 +143,7 @@ def without_credentials(text: str) -> str:
 
 
 def run_job(schema: type[T], main: Callable[[T], object], doc: str | None, positional: str | None = None) -> None:
-    """The body of every script under jobs/: parse, print the resolved configuration, call `main`, exit with a status.
+    """The body of every script under jobs/: parse, call `main`, which calls `show_config`, exit with a status.
 
     With `positional`, arguments that are neither a YAML file nor key=value are values of that list field.
 
@@ -160,7 +162,7 @@ def run_job(schema: type[T], main: Callable[[T], object], doc: str | None, posit
     try:
         config = load(schema, _with_positional(sys.argv[1:], positional) if positional else sys.argv[1:])
         resolved = yaml.safe_dump(to_dict(config), allow_unicode=True, sort_keys=False)
-        print("# " + without_credentials(resolved).strip().replace("\n", "\n# "), flush=True)
+        _unshown[:] = ["# " + without_credentials(resolved).strip().replace("\n", "\n# ")]
         main(config)
     except ConfigError as error:
         sys.exit(_say(f"configuration error: {error}", 2))
@@ -168,6 +170,13 @@ def run_job(schema: type[T], main: Callable[[T], object], doc: str | None, posit
         sys.exit(_say(f"error: {error}", 1))
     except KeyboardInterrupt:
         sys.exit(_say("stopped: what was finished is kept; run the same command again to continue", 130))
+
+
+def show_config() -> None:
+    """Prints the job's resolved configuration, once. A job calls it when all its checks have passed, so that an error
+    that they find is not buried under 150 lines. Does nothing in a process that `run_job` has not started."""
+    while _unshown:
+        print(_unshown.pop(), flush=True)
 
 
 def _end_with(parent: int) -> None:

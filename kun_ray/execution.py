@@ -59,9 +59,14 @@ def connect(config: RayConfig, min_cpus: int = LOCAL_MIN_CPUS, dashboard: bool =
             num_cpus = config.num_cpus or max(min_cpus, os.cpu_count() or 1)
             os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(num_cpus))
             ray.init("local", num_cpus=num_cpus, object_store_memory=store, include_dashboard=dashboard, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises plain ones too
+        why = " ".join(str(error).split()) or type(error).__name__
+        if address is None:
+            raise KunError(
+                f"Ray does not start on this machine: {why}; its logs are below /tmp/ray/session_latest"
+            ) from error
         raise ConfigError(
-            f"no Ray cluster answers at {address}: {error}; start one with `ray start --head`, or unset ray.address"
+            f"no Ray cluster answers at {address}: {why}; start one with `ray start --head`, or unset ray.address"
         ) from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stage that is told to end does so as on Ctrl-C
 

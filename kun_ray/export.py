@@ -15,7 +15,7 @@ from omegaconf import MISSING
 
 from kun_ray import card, formats, lease, selection
 from kun_ray.card import SourceConfig
-from kun_ray.config import ConfigError, KunError, one_of, require, to_dict
+from kun_ray.config import ConfigError, KunError, one_of, require, show_config, to_dict
 from kun_ray.formats import FORMATS
 from kun_ray.lease import LEASE_S
 from kun_ray.schema import STATUSES
@@ -80,7 +80,7 @@ def export(config: ExportConfig) -> None:
         KunError: the input is unfinished or lacks a column, the output holds something else, no row is left to export,
             or the files read back do not hold the rows that they should.
     """
-    source = require_complete(config.input)
+    source = require_complete(config.input, "export reads what jobs/generate.py writes: give its output=")
     if f"{Folder(config.output).path}/".startswith(f"{source.path}/"):
         raise ConfigError(f"output={config.output} lies in the input: choose another folder")
     identity = fingerprint(config, source)
@@ -102,10 +102,10 @@ def export(config: ExportConfig) -> None:
     chosen = f"{summary['train']:,} train and {summary['valid']:,} valid rows chosen"
     print(f"{config.input}: {rows.num_rows:,} rows read, {chosen}", flush=True)
 
-    _refuse_foreign(config.output)
     with lease.opened(config.output, identity, to_dict(config), config.lease_s) as target:
         if target.is_complete():  # another run of this very export ended just now
             return
+        show_config()
         _write(config, source, target, splits, summary, identity, source.read_json(MANIFEST)["fingerprint"])
 
 
@@ -233,9 +233,3 @@ def _require_rows(config: ExportConfig, rows: selection.Scan, summary: dict[str,
 
 def _left(folder: Folder) -> list[str]:
     return [name for name in _OWN_FILES if folder.exists(name)]
-
-
-def _refuse_foreign(uri: str) -> None:
-    found = _left(Folder(uri))
-    if found and not Folder(uri).exists(MANIFEST):
-        raise KunError(f"{uri} already holds {', '.join(found)}, which kun_ray did not write: choose another output=")

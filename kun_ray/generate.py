@@ -21,7 +21,7 @@ from omegaconf import MISSING
 from kun_ray import execution, lease, ledger, models, placement, retry, shrink, store
 from kun_ray.adapters import check_adapter, with_absolute_adapters
 from kun_ray.board import new_board
-from kun_ray.config import ConfigError, KunError, RayConfig, require, to_dict
+from kun_ray.config import ConfigError, KunError, RayConfig, require, show_config, to_dict
 from kun_ray.engine import check_engine_arguments, check_engine_installed
 from kun_ray.fingerprint import fingerprint
 from kun_ray.lease import LEASE_S
@@ -41,6 +41,7 @@ NEEDS = {
     "choose": ["text"],
 }
 """Columns that each step reads."""
+READS = "generate reads what jobs/prepare.py writes: give its output=, or an earlier generate's"
 
 
 @dataclasses.dataclass
@@ -98,7 +99,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         KunError: the output holds another run's data, or the counts do not add up.
         KeyboardInterrupt: stopped by a signal; what was finished is kept.
     """
-    source = store.require_complete(config.input)
+    source = store.require_complete(config.input, READS)
     for pool in config.pools.values():
         pool.chat_template = models.read_chat_template(pool.chat_template)
     preflight(config, source)
@@ -152,6 +153,7 @@ def _complete(config: GenerateConfig, source: store.Folder, folder: store.Folder
         f"{duration(summary['elapsed_s'])}" + (f" of {book.runs} runs" if book.runs > 1 else "")
     )
     print(f"written to {config.output}")
+    ledger.warn_if_none_ok(counts)
     return summary
 
 
@@ -163,6 +165,7 @@ def _run(
     if not config.ray.autoscaling:
         placement.require_placement(config.pools, config.output)
         wait_for_room(placement.bundles(config.pools), config.wait_for_resources_s, config.output)
+    show_config()
     local_models = [pool.model for pool in config.pools.values() if Path(pool.model).is_dir()]
     execution.warn_if_not_shared([config.input, config.output, *local_models])
     execution.configure(folder, max_waiting_rows=config.max_waiting_rows)
@@ -260,6 +263,7 @@ def _check_model(name: str, pool: PoolConfig, steps: StepsConfig, longest: int) 
         raise ConfigError(
             f"pools.{name}.model: there is no folder {pool.model}; give a folder with a model in it, or a hub id"
         )
+    models.refuse_other_files(pool.engine, f"pools.{name}.engine")
     models.require_on_hub(pool.model, f"pools.{name}.model")
     path = models.fetch_model(pool.model, weights=False)
     tokenizer = load_tokenizer(path, pool.chat_template, pool.trust_remote_code)

@@ -15,6 +15,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from pyarrow import fs
@@ -25,6 +26,21 @@ from kun_ray.store import Folder, resolve
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 """What families of models call the longest context in config.json."""
+
+
+OTHER_FILES = ("revision", "code_revision", "tokenizer_revision", "hf_overrides", "hf_config_path")
+"""vLLM arguments with which an engine would go by other files than kun_ray, which renders prompts with the model's
+tokenizer, takes the context from its config.json and its identity from the folder or the hub id."""
+
+
+def refuse_other_files(engine: dict[str, Any], key: str) -> None:
+    """Raises ConfigError when vLLM arguments name other files than the model's own."""
+    for name in OTHER_FILES:
+        if engine.get(name):
+            raise ConfigError(
+                f"{key}.{name}: kun_ray would not know of it. Download the revision that you want into a folder (`hf download "
+                "<id> --revision <revision> --local-dir <folder>`), change its config.json there, and give that folder as model"
+            )
 
 
 def is_missing_folder(model: str) -> bool:

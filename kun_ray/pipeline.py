@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kun_ray import execution, lease, models, store
-from kun_ray.config import ConfigError, KunError
+from kun_ray.config import ConfigError, KunError, show_config
 from kun_ray.corpora import list_corpora
 from kun_ray.graph import JOBS, Graph, PipelineConfig, Stage
 from kun_ray.progress import duration
@@ -62,6 +62,7 @@ def pipeline(config: PipelineConfig) -> list[Progress]:
     except OSError as error:
         raise KunError(f"cannot write to {config.output}: {error}; choose another output=") from None
     with lease.held(folder, config.lease_s):
+        show_config()
         runs = [Progress(stage) for stage in stages]
         try:
             run_stages(config, runs)

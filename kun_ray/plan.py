@@ -18,7 +18,7 @@ from rich.table import Table
 
 from kun_ray import capacity, models, store
 from kun_ray.capacity import CARDS, TRAIN_MFU, Card, Traffic
-from kun_ray.config import one_of, require
+from kun_ray.config import one_of, require, show_config
 from kun_ray.generate import GenerateConfig
 from kun_ray.graph import Graph, PipelineConfig
 from kun_ray.pool import PoolConfig
@@ -109,6 +109,7 @@ def plan(config: Any) -> list[Line]:
             lines += [plan_pool(name, pool, stage, work, config, factor) for pool in stage.pools]
         elif isinstance(stage, TrainConfig):
             lines.append(plan_training(name, stage, work, config))
+    show_config()
     show(lines, work, config)
     return lines
 

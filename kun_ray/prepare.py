@@ -27,12 +27,12 @@ from omegaconf import MISSING
 
 from kun_ray import cleaning, execution, lease, models, quality, store
 from kun_ray.board import new_board
-from kun_ray.config import ConfigError, KunError, RayConfig, require, to_dict, without_credentials
+from kun_ray.config import ConfigError, KunError, RayConfig, require, show_config, to_dict, without_credentials
 from kun_ray.corpora import CorpusConfig, list_corpora, num_rows_read, read_corpora
 from kun_ray.dedup import find_duplicates
 from kun_ray.filters import FilterConfig, build_filters, filter_texts
 from kun_ray.lease import LEASE_S
-from kun_ray.ledger import count_statuses
+from kun_ray.ledger import count_statuses, warn_if_none_ok
 from kun_ray.progress import Monitor, duration
 from kun_ray.prompts import count_tokens, load_tokenizer
 from kun_ray.publish import Duplicates, publish, read_duplicates
@@ -103,6 +103,7 @@ def _run(config: PrepareConfig, folder: store.Folder, files: list[tuple[CorpusCo
     paths = [path for corpus in config.corpora for path in corpus.paths]
     execution.warn_if_not_shared([without_credentials(path) for path in (config.output, *paths)])
 
+    show_config()
     started = time.monotonic()
     size_gb = sum(file.size_bytes for _, file in files) / 1e9
     print(f"reading {len(files):,} files, {size_gb:.3f} GB", flush=True)
@@ -127,6 +128,7 @@ def _run(config: PrepareConfig, folder: store.Folder, files: list[tuple[CorpusCo
         f"{counts['rows']:,} records: {counts[OK]:,} ok, {counts[REJECTED]:,} rejected, {counts[FAILED]:,} failed, in {duration(elapsed)}"
     )
     print(f"written to {shown}")
+    warn_if_none_ok(counts)
     return summary
 
 

@@ -24,6 +24,9 @@ from kun_ray.store import Folder
 if TYPE_CHECKING:
     from kun_ray.ledger import Ledger
 
+STEADY_S, STEADY_ROWS = 20.0, 100
+"""An ETA needs so many seconds since this run's first finished rows, and so many rows since then, or 1 % of the run's:
+before, the rate is that of loading engines and of the short rows, which come out first."""
 LEDGER_S = 2.0
 """Most seconds between two notes in the ledger: what is done in between is not counted when the driver is killed."""
 
@@ -54,6 +57,8 @@ class Monitor:
         self._board, self._folder, self._pools = board, folder, pools
         self._num_rows, self._before, self._every_s, self._ledger = num_rows, before, every_s, ledger
         self._start = time.monotonic()
+        self._first: tuple[float, int] | None = None
+        """When this run had its first finished rows, and how many."""
         self._history: collections.deque[tuple[float, dict[str, Counters]]] = collections.deque(maxlen=13)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
@@ -121,8 +126,10 @@ class Monitor:
         done = {status: self._before[status] + int(last.get(status, 0)) for status in STATUSES}
         ever = self._ledger.with_earlier(totals) if self._ledger else totals
         rows_per_s = rate(self._pools[-1], "rows")
+        rows_to_do = None if self._num_rows is None else self._num_rows - sum(self._before.values())
         pools = {
             pool: {
+                "state": _state(totals.get(pool, {}), rows_to_do),
                 "replicas": int(counters.get("replicas", 0)),
                 "rows": int(counters.get("rows", 0)),
                 "in_flight": int(counters.get("in_flight", 0)),
@@ -140,11 +147,31 @@ class Monitor:
             "rows_done": sum(done.values()),
             **done,
             "rows_per_s": round(rows_per_s, 2),
-            "eta_s": round((self._num_rows - sum(done.values())) / rows_per_s)
-            if self._num_rows and rows_per_s > 0
-            else None,
+            "eta_s": self._eta_s(now, int(last.get("rows", 0)), rows_to_do),
             "pools": pools,
         }
+
+    def _eta_s(self, now: float, rows: int, rows_to_do: int | None) -> int | None:
+        """Seconds to the end at the pace of the last minute; None while this run has done too little to tell."""
+        if self._first is None and rows:
+            self._first = now, rows
+        if self._first is None or rows_to_do is None:
+            return None
+        since, rows_since = self._first
+        if now - since < STEADY_S or rows - rows_since < min(STEADY_ROWS, rows_to_do / 100):
+            return None
+        then, before = self._history[0]
+        if then > since:
+            since, rows_since = then, int(before.get(self._pools[-1], {}).get("rows", 0))
+        pace = (rows - rows_since) / max(now - since, 1e-9)
+        return round(max(0, rows_to_do - rows) / pace) if pace > 0 else None
+
+
+def _state(counters: Counters, rows_to_do: int | None) -> str:
+    """A pool by its counters of this run: earlier runs' rows do not tell whether its engines have been loaded now."""
+    if counters.get("replicas"):
+        return "running"
+    return "finished" if rows_to_do is not None and counters.get("rows", 0) >= max(1, rows_to_do) else "loading"
 
 
 def describe(line: dict[str, Any]) -> str:
@@ -153,11 +180,7 @@ def describe(line: dict[str, Any]) -> str:
         _share(line),
         f"ok {line[OK]:,} rejected {line[REJECTED]:,} failed {line[FAILED]:,}",
         f"{line['rows_per_s']:.1f} rows/s",
-        *(
-            f"{name} {_pool_text(pool, line['rows_total'])}"
-            for name, pool in line["pools"].items()
-            if line["rows_total"]
-        ),
+        *(f"{name} {_pool_text(pool)}" for name, pool in line["pools"].items() if line["rows_total"]),
         *([f"ETA {duration(line['eta_s'])}"] if line["rows_total"] else []),
     ]
     return " | ".join(parts)
@@ -178,10 +201,10 @@ def duration(seconds: float | None) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
-def _pool_text(pool: dict[str, Any], num_rows: int) -> str:
+def _pool_text(pool: dict[str, Any]) -> str:
     each = pool["replicas"]
     if not each:
-        return "finished" if pool["rows"] >= num_rows else "loading"
+        return str(pool["state"])
     prompt, output = pool["prompt_tokens_per_s"] / each, pool["output_tokens_per_s"] / each
     return f"×{each}: {prompt:,.0f} + {output:,.0f} tok/s each, {pool['in_flight']} in flight"
 
@@ -197,5 +220,5 @@ def _bars(line: dict[str, Any]) -> Table:
     )
     if line["rows_total"]:
         for name, pool in line["pools"].items():
-            table.add_row(name, ProgressBar(total=total, completed=pool["rows"], width=24), _pool_text(pool, total))
+            table.add_row(name, ProgressBar(total=total, completed=pool["rows"], width=24), _pool_text(pool))
     return table

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import time
 import urllib.parse
 import uuid
@@ -23,6 +24,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 from pyarrow import fs
 
+from kun_ray.changes import changes, stage_of
 from kun_ray.config import ConfigError, KunError, without_credentials
 from kun_ray.schema import STATUSES
 
@@ -31,6 +33,8 @@ MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 CHECKPOINT = "_checkpoint"
+_LEFTOVER = re.compile(r"manifest\.json\.[0-9a-f]{8}\.tmp|_lease\.json(\.[0-9a-f]{8}\.tmp)?")
+"""Files of a run that was killed before it had a manifest, or that renewed its lease while its folder was deleted."""
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable that `ray job submit` sets for the job's driver."""
 
@@ -145,7 +149,8 @@ def open_stage(uri: str, fingerprint: dict[str, Any], config: dict[str, Any]) ->
         fingerprint: what decides the output: models, prompts, sampling, filters, input. Compared key by key.
         config: the resolved configuration, kept beside it for the reader.
     Raises:
-        KunError: the folder holds another run's data (each difference is named), or cannot be written.
+        KunError: the folder holds another stage's or another run's data (each difference is named), or files that no
+            stage has written, or cannot be written.
     """
     folder = Folder(uri)
     fingerprint = _plain({**fingerprint, "versions": _versions()})
@@ -156,11 +161,13 @@ def open_stage(uri: str, fingerprint: dict[str, Any], config: dict[str, Any]) ->
             raise KunError(f"{shown} holds a {MANIFEST} of something else than a stage; choose another output=")
         _refuse_other_run(shown, before, fingerprint)
         return folder
-    if folder.parts():
-        raise KunError(
-            f"{shown} holds part-*.parquet but no {MANIFEST}: it was not written by kun_ray; choose another output="
-        )
     try:
+        if foreign := _foreign_files(folder):
+            more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+            raise KunError(
+                f"{shown} is not empty and has no {MANIFEST}, so kun_ray did not write what is there "
+                f"({', '.join(foreign[:3])}{more}); choose another output="
+            )
         folder.filesystem.create_dir(folder.path, recursive=True)
         folder.write_json(
             MANIFEST, {"fingerprint": fingerprint, "config": _plain(config), "created": time.strftime("%FT%T%z")}
@@ -175,14 +182,20 @@ def open_stage(uri: str, fingerprint: dict[str, Any], config: dict[str, Any]) ->
 def differences(folder: Folder, fingerprint: dict[str, Any]) -> list[str]:
     """What a folder's manifest holds otherwise than `fingerprint`, one line a key; everything if there is no manifest."""
     before = folder.read_json(MANIFEST).get("fingerprint") if folder.exists(MANIFEST) else None
-    return _differences(before or {}, _plain({**fingerprint, "versions": _versions()}))
+    return changes(before or {}, _plain({**fingerprint, "versions": _versions()}))
 
 
-def require_complete(uri: str) -> Folder:
-    """The folder of a finished stage. Raises KunError when it is missing, empty or still unfinished."""
+def require_complete(uri: str, reads: str = "give the output= of a finished stage") -> Folder:
+    """The folder of a finished stage; `reads` says what is wanted of one that is none.
+
+    Raises:
+        KunError: it is missing, no stage's folder, empty or still unfinished.
+    """
     folder, shown = Folder(uri), without_credentials(uri)
     if not folder.exists():
         raise KunError(f"there is no folder {shown}: run the stage that writes it first, or mend input=")
+    if not folder.exists(MANIFEST):
+        raise KunError(f"{shown} is not a stage folder (no {MANIFEST}); {reads}")
     if not folder.is_complete():
         raise KunError(
             f"{shown} is not complete (no {SUCCESS}): run the job that writes it again, it continues where it stopped"
@@ -196,8 +209,8 @@ def count_rows(folder: Folder) -> dict[str, Any]:
     """Reads a folder back and counts its rows: the proof in every summary.json.
 
     Returns:
-        `rows`, one count per status, `reasons` ("status/reason" → count), `duplicates` (rows beyond the first with the
-        same doc_id).
+        `rows`, one count per status, `reasons` ("status/reason" → count), `repeated_ids` (rows beyond the first with
+        the same doc_id).
     """
     statuses: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
@@ -218,17 +231,23 @@ def count_rows(folder: Folder) -> dict[str, Any]:
     rows = sum(statuses.values())
     unique = len(np.unique(np.concatenate(ids))) if ids else 0
     by_status = {status: statuses.pop(status, 0) for status in STATUSES}
-    return {"rows": rows, **by_status, **statuses, "reasons": dict(reasons.most_common()), "duplicates": rows - unique}
+    return {
+        "rows": rows,
+        **by_status,
+        **statuses,
+        "reasons": dict(reasons.most_common()),
+        "repeated_ids": rows - unique,
+    }
 
 
 def prove_counts(folder: Folder, num_expected: int) -> dict[str, Any]:
     """`count_rows`, checked: rows = expected = ok + rejected + failed and no doc_id twice. Raises KunError otherwise."""
     counts = count_rows(folder)
     total = sum(counts[status] for status in STATUSES)
-    if not (counts["rows"] == num_expected == total and counts["duplicates"] == 0):
+    if not (counts["rows"] == num_expected == total and counts["repeated_ids"] == 0):
         raise KunError(
             f"{without_credentials(folder.uri)}: the counts do not add up: {num_expected} rows in, {counts['rows']} out "
-            f"({', '.join(f'{counts[s]} {s}' for s in STATUSES)}; {counts['duplicates']} twice). Nothing was published."
+            f"({', '.join(f'{counts[s]} {s}' for s in STATUSES)}; {counts['repeated_ids']} twice). Nothing was published."
         )
     return counts
 
@@ -257,17 +276,11 @@ def _plain(value: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    old, new = dict(_flat(before)), dict(_flat(now))
-    return [
-        f"{key}: was {', now '.join(_short(old.get(key, 'absent'), new.get(key, 'absent')))}"
-        for key in sorted({*old, *new})
-        if old.get(key, "absent") != new.get(key, "absent")
-    ]
-
-
 def _refuse_other_run(uri: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    found = _differences(before, now)
+    theirs, ours = stage_of(before), stage_of(now)
+    if theirs != ours and theirs and ours:
+        raise KunError(f"{uri} holds a {theirs} run, not a {ours} one: give this run its own folder (output=…)")
+    found = changes(before, now)
     if found:
         raise KunError(
             f"{uri} holds another run's data:\n  " + "\n  ".join(found) + "\n"
@@ -275,20 +288,13 @@ def _refuse_other_run(uri: str, before: dict[str, Any], now: dict[str, Any]) -> 
         )
 
 
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if isinstance(value, dict):
-        return [pair for key, item in value.items() for pair in _flat(item, f"{prefix}.{key}" if prefix else str(key))]
-    return [(prefix, value)]
-
-
-def _short(*values: Any) -> list[str]:
-    """Long values from shortly before the place where they begin to differ."""
-    texts = [json.dumps(value, ensure_ascii=False) for value in values]
-    differ = next((i for i, letters in enumerate(zip(*texts, strict=False)) if len(set(letters)) > 1), 0)
-    start = max(0, differ - 20) if max(map(len, texts)) > 80 else 0
-    return [
-        f"{'…' if start else ''}{text[start : start + 78]}{'…' if len(text) > start + 78 else ''}" for text in texts
-    ]
+def _foreign_files(folder: Folder) -> list[str]:
+    """What lies in a folder without a manifest, but for hidden files and what a kill before the manifest leaves."""
+    infos = folder.filesystem.get_file_info(fs.FileSelector(folder.path, allow_not_found=True))
+    names = sorted(info.base_name for info in infos if not info.base_name.startswith("."))
+    if MANIFEST in names:  # another run has begun it just now: the lease decides between the two
+        return []
+    return [name for name in names if not _LEFTOVER.fullmatch(name)]
 
 
 def is_local(uri: str) -> bool:

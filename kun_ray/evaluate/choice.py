@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from kun_ray import generate, store
 from kun_ray.choose import ChooseConfig
-from kun_ray.config import ConfigError, RayConfig, one_of, require
+from kun_ray.config import ConfigError, RayConfig, one_of, require, show_config
 from kun_ray.evaluate import asking, contamination, results
 from kun_ray.evaluate.benchmarks import (
     LETTERS,
@@ -105,6 +105,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     runs = {name: _prepare(config, path, name, suites) for path, name in zip(config.models, names, strict=True)}
     found: dict[str, Any] = {}
     if config.contamination.data:
+        show_config()
         found["contamination"] = contamination.check(config.contamination, suites, store.Folder(config.output))
     if runs:
         for run in runs.values():

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from kun_ray.config import KunError, require, without_credentials
+from kun_ray.changes import PREPARE
+from kun_ray.config import KunError, require, show_config, without_credentials
 from kun_ray.report import cards, excerpts
 from kun_ray.report.page import render
-from kun_ray.report.runs import PREPARE, Run, find_run
+from kun_ray.report.runs import Run, find_run
 from kun_ray.report.sample import fetch_rows
 from kun_ray.report.survey import PREPARE_STEPS, survey
 from kun_ray.report.tables import Measured
@@ -60,6 +61,7 @@ def report(config: ReportConfig) -> str:
         for run, one in zip(runs, surveys, strict=True)
     ]
     page = render(measured, cards.cards(sampled))
+    show_config()
     written = without_credentials(folder.below(name).uri)
     try:
         folder.filesystem.create_dir(folder.path, recursive=True)

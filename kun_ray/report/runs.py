@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import PurePosixPath
-from typing import Any, Final
+from typing import Any
 
 from pyarrow import fs
 
+from kun_ray.changes import EXPORT, GENERATE, PREPARE, stage_of
 from kun_ray.config import KunError, without_credentials
 from kun_ray.store import MANIFEST, SUMMARY, Folder, input_fingerprint
 
-PREPARE, GENERATE, EXPORT, OTHER = "prepare", "generate", "export", "other"
-KINDS: Final = {"corpora": PREPARE, "pools": GENERATE, "selection": EXPORT}
-"""The key of a fingerprint that tells what kind of stage wrote it."""
+OTHER = "other"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +152,8 @@ def _read(folder: Folder) -> Stage | None:
     manifest = folder.read_json(MANIFEST)
     if not isinstance(manifest, dict) or "fingerprint" not in manifest:
         return None
-    kind = next((kind for key, kind in KINDS.items() if key in manifest["fingerprint"]), OTHER)
+    stage = stage_of(manifest["fingerprint"])
+    kind = stage if stage in (PREPARE, GENERATE, EXPORT) else OTHER
     summary = folder.read_json(SUMMARY) if folder.is_complete() and folder.exists(SUMMARY) else {}
     return Stage(PurePosixPath(folder.path).name, kind, folder, manifest, summary)
 

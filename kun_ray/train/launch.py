@@ -17,7 +17,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kun_ray import execution, lease, models, store
-from kun_ray.config import ConfigError, KunError, require, to_dict
+from kun_ray.config import ConfigError, KunError, require, show_config, to_dict
 from kun_ray.prompts import load_tokenizer
 from kun_ray.room import holders, require_local_gpus, wait_for_room
 from kun_ray.train import checkpoint, curve, data
@@ -195,6 +195,7 @@ def _fit(config: TrainConfig, folder: store.Folder) -> int:
         config.accelerator_type,
         config.ray.autoscaling,
     )
+    show_config()
     _fit_checkpoint(config, folder)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     line = Line.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
@@ -215,9 +216,7 @@ def _fit(config: TrainConfig, folder: store.Folder) -> int:
             storage_path=str(internal),
             failure_config=FailureConfig(
                 max_failures=config.max_failures,
-                controller_failure_limit=math.ceil(
-                    config.wait_for_resources_s / 60
-                ),  # it waits a minute for ranks each time
+                controller_failure_limit=math.ceil(config.wait_for_resources_s / 60),  # it waits a minute each time
             ),
             logging_config=LoggingConfig(log_level="ERROR"),
             worker_runtime_env={"env_vars": {**QUIET, "DS_ACCELERATOR": "cuda" if gpu else "cpu"}},

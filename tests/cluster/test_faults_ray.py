@@ -38,6 +38,7 @@ def test_ctrl_c_and_sigterm_end_a_run_that_can_go_on(cluster, documents, chain, 
     finally:
         kill_session(process)
     log = (tmp_path / "first").read_text()
+    assert "\n# steps:\n" in log, "the configuration stands in the log"
     assert "stopping: finishing the rows in flight" in log and "run the same command again to continue" in log
     assert "Traceback" not in log
     finished = {int(row["title"]) for row in job.rows()}
@@ -84,7 +85,7 @@ def test_twenty_kills_lose_nothing_and_double_nothing(cluster, documents, chain,
             kill_session(process)
     summary = generate(job.config())
     assert ids(job.folder()) == ids(source) and summary["ok"] == 600
-    assert summary["rows"] == summary["rows_in"] == 600 and summary["duplicates"] == 0
+    assert summary["rows"] == summary["rows_in"] == 600 and summary["repeated_ids"] == 0
     pool = job.config().pools["all"]
     check_redone(
         job, summary, 20 * (pool.num_concurrent_blocks() * pool.rows_per_block + 2 * job.config().rows_per_file)

@@ -34,7 +34,7 @@ def test_the_full_chain_gives_every_row_once(cluster, documents, chain, capsys):
 
     assert ids(job.folder()) == ids(source)
     assert summary == job.folder().read_json("summary.json")
-    assert summary["rows"] == summary["rows_in"] == 600 and summary["duplicates"] == 0
+    assert summary["rows"] == summary["rows_in"] == 600 and summary["repeated_ids"] == 0
     assert (summary["ok"], summary["rejected"], summary["failed"]) == (531, 62, 7)
     assert summary["reasons"] == {
         "rejected/too_short": 60,

@@ -48,7 +48,7 @@ def test_all_hostile_input_at_once_and_every_count_proven(cluster: None, tmp_pat
     assert summary["rows_in"] == summary["rows"] == len(rows) == num_rows
     assert summary["ok"] + summary["rejected"] + summary["failed"] == num_rows
     assert summary["failed"] == sum(n for reason, n in summary["reasons"].items() if reason.startswith("failed/"))
-    assert summary["duplicates"] == 0 and summary["ok"] > 0
+    assert summary["repeated_ids"] == 0 and summary["ok"] > 0
 
 
 @pytest.fixture
@@ -89,6 +89,18 @@ def test_an_error_of_a_late_phase_is_one_message_and_the_same_command_goes_on(
     part.write_bytes(whole)
     summary = prepare(small)
     assert (summary["rows_in"], summary["ok"], summary["reasons"]) == (60, 55, {"rejected/duplicate": 5})
+
+
+def test_a_run_without_a_single_ok_document_says_what_took_them(
+    cluster: None, small: PrepareConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, content in (("a", b""), ("b", line(text="短")), ("c", b"")):
+        (tmp_path / f"{name}.jsonl").write_bytes(content)
+    summary = prepare(small)
+    assert summary["ok"] == 0 and Folder(small.output).is_complete()
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "warning: no row is ok, so no later stage has anything to do: 2 failed/empty_file, 1 rejected/too_short"
+    )
 
 
 def test_rows_lost_between_reading_and_writing_are_noticed(

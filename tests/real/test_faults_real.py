@@ -74,7 +74,7 @@ def test_a_killed_core_and_a_killed_actor_are_replaced_and_leave_nothing(local_r
     summary = generate(config)
     killer.join()
     assert killed == ["core", "actor"] and summary["restarts"] == 2
-    assert summary["rows"] == 400 and summary["duplicates"] == 0 and "failed/quarantined" not in summary["reasons"]
+    assert summary["rows"] == 400 and summary["repeated_ids"] == 0 and "failed/quarantined" not in summary["reasons"]
     deadline = time.monotonic() + 60
     while engine_processes() and time.monotonic() < deadline:
         time.sleep(0.5)

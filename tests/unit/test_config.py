@@ -1,16 +1,14 @@
-"""Configuration: what wins, what is refused with which words, and how a job ends."""
+"""Configuration: what wins, what is refused with which words, and what --help says."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from example_config import GENERATE, write
 from omegaconf import MISSING
 
 from kun_ray.config import ConfigError, load, run_job, to_dict, without_credentials
@@ -18,15 +16,6 @@ from kun_ray.export import ExportConfig
 from kun_ray.generate import GenerateConfig
 from kun_ray.helptext import describe
 from kun_ray.prepare import PrepareConfig
-
-REPO = Path(__file__).parents[2]
-GENERATE = [
-    str(REPO / "conf/generate.yaml"),
-    "input=in",
-    "output=out",
-    "pools.label.model=a/label",
-    "pools.chat.model=a/chat",
-]
 
 
 @dataclasses.dataclass
@@ -60,12 +49,6 @@ class Tree(Base):
     """Left out by default."""
     tags: list[str] = dataclasses.field(default_factory=list)
     """Words."""
-
-
-def write(path: Path, text: str) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return str(path)
 
 
 def refused(schema: type, *argv: str) -> str:
@@ -250,51 +233,6 @@ def test_help_of_generate_holds_inherited_fields() -> None:
     assert "GPUs that share each layer" in lines[place + 1]
 
 
-def job(folder: Path, main: str, *argv: str) -> subprocess.CompletedProcess[str]:
-    """A script like those under jobs/, whose `main` is one statement."""
-    script = write(
-        folder / "job.py",
-        "import dataclasses, os, signal\nfrom omegaconf import MISSING\n"
-        "from kun_ray.config import ConfigError, KunError, run_job\n"
-        "@dataclasses.dataclass\nclass C:\n    name: str = MISSING\n    'Its name.'\n"
-        f"def main(config):\n    {main}\n"
-        "run_job(C, main, 'A job.')\n",
-    )
-    environment = {**os.environ, "PYTHONPATH": str(REPO)}
-    return subprocess.run([sys.executable, script, *argv], capture_output=True, text=True, env=environment, timeout=60)
-
-
-def test_job_prints_its_configuration_and_exits_0(tmp_path: Path) -> None:
-    done = job(tmp_path, "print('main ran', config.name)", "name=名字 s3://key:SECRET@bucket/x")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
-        "# name: 名字 s3://bucket/x",
-        "main ran 名字 s3://key:SECRET@bucket/x",
-    ], "printed without credentials, used with them"
-
-
-@pytest.mark.parametrize(
-    ("main", "argv", "status", "said"),
-    [
-        ("raise KunError('disk full')", ["name=a"], 1, "error: disk full"),
-        ("raise ConfigError('no such model')", ["name=a"], 2, "configuration error: no such model"),
-        ("print('ran')", [], 2, "configuration error: `name` has no value"),
-        ("print('ran')", ["nam=a"], 2, "did you mean `name`?"),
-        ("os.kill(os.getpid(), signal.SIGINT)", ["name=a"], 130, "run the same command again"),
-    ],
-)
-def test_job_exit_status(main: str, argv: list[str], status: int, said: str, tmp_path: Path) -> None:
-    done = job(tmp_path, main, *argv)
-    assert done.returncode == status
-    assert said in done.stderr and "Traceback" not in done.stderr
-    assert "ran" not in done.stdout
-
-
-def test_job_keeps_the_traceback_of_a_bug(tmp_path: Path) -> None:
-    done = job(tmp_path, "1 / 0", "name=a")
-    assert done.returncode == 1 and "ZeroDivisionError" in done.stderr and "Traceback" in done.stderr
-
-
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_job_help_exits_0_without_running(
     flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -303,66 +241,6 @@ def test_job_help_exits_0_without_running(
     run_job(Tree, lambda config: pytest.fail("main ran"), "What this job does.")
     text = capsys.readouterr().out
     assert text.startswith("What this job does.") and "usage: python job.py" in text and "leaf.size (int = 1)" in text
-
-
-def test_shipped_script_refuses_a_wrong_key() -> None:
-    done = subprocess.run(
-        [sys.executable, "jobs/generate.py", "conf/generate.yaml", "pools.label.replica=2"],
-        capture_output=True,
-        text=True,
-        cwd=REPO,
-        timeout=120,
-    )
-    assert done.returncode == 2 and "did you mean `pools.label.replicas`?" in done.stderr
-
-
-SHIPPED: dict[str, tuple[type, list[str]]] = {
-    "generate.yaml": (GenerateConfig, GENERATE[1:]),
-    "label.yaml": (GenerateConfig, GENERATE[1:4]),
-    "score.yaml": (GenerateConfig, [*GENERATE[1:3], GENERATE[4]]),
-    "polish.yaml": (GenerateConfig, [*GENERATE[1:3], GENERATE[4]]),
-    "demo/generate.yaml": (GenerateConfig, GENERATE[1:3]),
-    "export.yaml": (ExportConfig, GENERATE[1:3]),
-}
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_files_load(name: str) -> None:
-    schema, argv = SHIPPED[name]
-    config: Any = load(schema, [str(REPO / "conf" / name), *argv])
-    json.dumps(to_dict(config))
-    for pool in getattr(config, "pools", {}).values():
-        assert all(step == "perplexity" or getattr(config.steps, step) is not None for step in pool.steps)
-
-
-def test_shipped_limits_are_kuns() -> None:
-    config = load(GenerateConfig, GENERATE)
-    assert config.steps.label is not None and config.steps.score is not None and config.steps.polish is not None
-    assert config.steps.label.reject_words == [
-        "新闻",
-        "材料",
-        "图片",
-        "链接",
-        "网址",
-        "根据",
-        "简历",
-        "简介",
-        "文章",
-        "摘要",
-        "文本",
-        "提取",
-        "关键词",
-        "网站",
-    ]
-    assert config.steps.polish.reject_words == ["作为", "根据", "知识库", "2023", "抱歉"]
-    sampling = config.steps.polish.sampling
-    assert (sampling.temperature, sampling.top_p, sampling.repetition_penalty, sampling.max_tokens) == (
-        0.5,
-        0.95,
-        1.2,
-        1024,
-    )
-    assert "{text}" not in config.steps.score.prompt.user
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from kun_ray import execution
-from kun_ray.config import PARENT, ConfigError, RayConfig
+from kun_ray.config import PARENT, ConfigError, KunError, RayConfig
 from kun_ray.room import require_local_cores
 
 
@@ -22,6 +23,20 @@ def test_many_more_engines_than_cores_are_refused_unless_asked_for(monkeypatch: 
         require_local_cores(RayConfig(), 50, "out")
     require_local_cores(RayConfig(num_cpus=64), 50, "out")
     require_local_cores(RayConfig(address="auto"), 50, "out")
+
+
+def test_a_local_ray_that_does_not_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here: its sockets' paths would be too long, which it finds out before it starts a process."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 20)))
+    with pytest.raises(KunError, match="Ray does not start on this machine: .*AF_UNIX path length") as caught:
+        execution.connect(RayConfig())
+    assert "None" not in str(caught.value)
+
+
+def test_a_cluster_that_does_not_answer_is_named() -> None:
+    with pytest.raises(ConfigError, match="no Ray cluster answers at 127.0.0.1:nowhere: .*ray start --head"):
+        execution.connect(RayConfig(address="127.0.0.1:nowhere"))
 
 
 @pytest.fixture

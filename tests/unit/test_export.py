@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,76 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from example_export import SCHEMA, exported, lines, row, run, stage, summary_of
 
 import kun_ray
 from kun_ray import formats, selection
 from kun_ray.config import ConfigError, KunError, load
 from kun_ray.export import ExportConfig, export, prove
-from kun_ray.schema import DOCUMENT, doc_id, to_table, with_steps
+from kun_ray.schema import DOCUMENT, with_steps
 from kun_ray.selection import SelectionConfig
-from kun_ray.store import open_stage
-
-SCHEMA = with_steps(DOCUMENT, ["label", "score", "polish"])
-FINGERPRINT = {
-    "models": {"label": "/models/label|6b", "primary": "/models/primary"},
-    "prompts": {"label": "写出这段文字最可能回答的指令：\n```\n{text}\n```"},
-    "sampling": {"temperature": 0.5, "top_p": 0.95},
-}
-ODD = 'a\u2028b\u2029c\u0085d\x00e"\\f\ud83d\ude00 \x1b[31m</s>|\ufeff\r\n尾'.encode("utf-16", "surrogatepass").decode(
-    "utf-16"
-)
-
-
-def row(number: int, source: str = "wudao", score: float | None = 0.9, **changes: Any) -> dict[str, Any]:
-    text = f"第{number}篇文章。"
-    return {
-        "doc_id": doc_id(source, "part-0", number, text),
-        "source": source,
-        "text": text,
-        "title": "标题",
-        "meta": json.dumps({"file": "part-0", "offset": number}),
-        "instruction": f"请介绍主题{number}",
-        "verdict": "好",
-        "score": score,
-        "answer": f"关于主题{number}的回答。",
-        "status": "ok",
-        "reason": None,
-        **changes,
-    }
-
-
-def stage(folder: Path, rows: list[dict[str, Any]], schema: pa.Schema = SCHEMA, num_parts: int = 2) -> str:
-    """A finished generate stage, as the pool leaves it."""
-    stage_folder = open_stage(str(folder), FINGERPRINT, {"steps": ["label", "score", "polish"]})
-    for part in range(num_parts):
-        pq.write_table(to_table(rows[part::num_parts], schema), folder / f"part-{part:04}.parquet", row_group_size=7)
-    stage_folder.finish({"rows": len(rows)})
-    return str(folder)
-
-
-def run(tmp_path: Path, rows: list[dict[str, Any]], **changes: Any) -> Path:
-    changes.setdefault("input", stage(tmp_path / "generate", rows) if not (tmp_path / "generate").exists() else "")
-    changes["input"] = changes["input"] or str(tmp_path / "generate")
-    changes.setdefault("output", str(tmp_path / "export"))
-    export(ExportConfig(**changes))
-    return Path(changes["output"])
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-
-
-def summary_of(folder: Path) -> dict[str, Any]:
-    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return summary
-
-
-def exported(folder: Path) -> set[str]:
-    return {entry["id"] for path in (folder / "sharegpt").iterdir() for entry in lines(path)}
-
-
-def ids(rows: list[dict[str, Any]]) -> set[str]:
-    return {entry["doc_id"] for entry in rows}
 
 
 def test_counts_add_up_and_every_file_holds_its_rows(tmp_path: Path) -> None:
@@ -136,158 +73,6 @@ def test_a_file_that_lost_rows_is_never_published(tmp_path: Path, monkeypatch: p
     with pytest.raises(KunError, match="holds 4 rows, but 5 were chosen"):
         run(tmp_path, [row(n) for n in range(5)])
     assert not (tmp_path / "export" / "_SUCCESS").exists()
-
-
-def test_formats_have_the_keys_that_trainers_read(tmp_path: Path) -> None:
-    rows = [row(n) for n in range(3)]
-    out = run(tmp_path, rows)
-    first = rows[0]
-    assert lines(out / "alpaca/train.jsonl")[0] == {
-        "instruction": first["instruction"],
-        "input": "",
-        "output": first["answer"],
-    }
-    assert lines(out / "sharegpt/train.jsonl")[0] == {
-        "conversations": [{"from": "human", "value": first["instruction"]}, {"from": "gpt", "value": first["answer"]}],
-        "id": first["doc_id"],
-    }
-    info = json.loads((out / "dataset_info.json").read_text())
-    assert info["kun_alpaca"] == {
-        "file_name": "alpaca/train.jsonl",
-        "formatting": "alpaca",
-        "columns": {"prompt": "instruction", "query": "input", "response": "output"},
-    }
-    assert info["kun_sharegpt"]["columns"] == {"messages": "conversations"}
-    assert info["kun_sharegpt"]["tags"]["assistant_tag"] == "gpt"
-    assert set(info) == {"kun_alpaca", "kun_sharegpt"}
-    assert all((out / entry["file_name"]).is_file() for entry in info.values())
-
-
-def test_parquet_keeps_the_lineage(tmp_path: Path) -> None:
-    rows = [row(n) for n in range(30)]
-    out = run(tmp_path, rows, formats=["parquet"])
-    table = pq.read_table(out / "parquet/train.parquet")
-    kept = {entry["doc_id"]: entry for entry in table.to_pylist()}
-    for given in rows:
-        found = kept[given["doc_id"]]
-        for name in ("source", "title", "meta", "text", "instruction", "answer", "verdict"):
-            assert found[name] == given[name]
-        assert found["generate_digest"] == summary_of(out)["generate_digest"]
-    generate = json.loads((table.schema.metadata or {})[b"kun_ray.generate_fingerprint"])
-    assert generate["prompts"] == FINGERPRINT["prompts"]
-    assert json.loads((out / "dataset_info.json").read_text()) == {}
-
-
-def test_datasets_loads_every_config_offline(tmp_path: Path) -> None:
-    rows = [row(n, answer=ODD if n == 7 else f"回答{n}") for n in range(60)]
-    out = run(tmp_path, rows, valid_fraction=0.2)
-    run(tmp_path, rows, valid_fraction=0.2, formats=["parquet"], output=f"{out}-parquet")
-    script = (
-        "import sys, json\nfrom datasets import load_dataset\n"
-        "found = {}\n"
-        "for place in (['', 'alpaca'], ['', 'sharegpt'], ['/parquet'], ['-parquet', 'parquet']):\n"
-        "    data = load_dataset(sys.argv[1] + place[0], *place[1:])\n"
-        "    found[place[-1]] = {s: [d.num_rows, sorted(d.column_names)] for s, d in data.items()}\n"
-        "answers = [a for s in load_dataset(sys.argv[1]).values() for a in s['output']]\n"
-        "print(json.dumps([found, answers]))\n"
-    )
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_DATASETS_CACHE": str(tmp_path / "c"),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(out)],
-        check=False,
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    found, answers = json.loads(done.stdout)
-    summary = summary_of(out)
-    for name, columns in {"alpaca": ["input", "instruction", "output"], "sharegpt": ["conversations", "id"]}.items():
-        assert found[name] == {"train": [summary["train"], columns], "validation": [summary["valid"], columns]}
-    for place in ("/parquet", "parquet"):
-        assert {split: content[0] for split, content in found[place].items()} == {
-            "train": summary["train"],
-            "validation": summary["valid"],
-        }
-        assert {"doc_id", "text", "generate_digest"} <= set(found[place]["train"][1])
-    assert ODD in answers
-
-
-def test_odd_characters_stay_on_one_line(tmp_path: Path) -> None:
-    out = run(tmp_path, [row(0, instruction=ODD, answer=ODD), row(1)])
-    for name in ("alpaca", "sharegpt"):
-        text = (out / name / "train.jsonl").read_bytes().decode("utf-8")
-        assert len(text.splitlines()) == 2 == text.count("\n")
-    assert lines(out / "alpaca/train.jsonl")[0]["output"] == ODD
-    assert "尾" in (out / "alpaca/train.jsonl").read_text("utf-8")
-
-
-def test_threshold_keeps_scores_equal_to_it(tmp_path: Path) -> None:
-    rows = [row(0, score=0.9), row(1, score=0.8999), row(2, score=None), row(3, score=float("nan"))]
-    out = run(tmp_path, rows, selection=SelectionConfig(threshold=0.9))
-    assert exported(out) == ids(rows[:1])
-
-
-def test_top_k_takes_the_best_and_breaks_ties_by_doc_id_whatever_the_order(tmp_path: Path) -> None:
-    rows = [row(n, score=0.9 if n < 3 else 0.5) for n in range(20)]
-    expected = ids(rows[:3]) | set(sorted(ids(rows[3:]))[:4])
-    for name, ordered, num_parts in (("a", rows, 2), ("b", rows[::-1], 3)):
-        given = stage(tmp_path / f"generate-{name}", ordered, num_parts=num_parts)
-        config = {"input": given, "output": str(tmp_path / name), "selection": SelectionConfig(top_k=7)}
-        assert exported(run(tmp_path, [], **config)) == expected
-
-
-def test_random_selection_depends_on_the_seed_and_not_on_the_score(tmp_path: Path) -> None:
-    rows = [row(n, score=n / 200) for n in range(200)]
-    taken = {}
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        config = SelectionConfig(top_k=50, select="random", seed=seed)
-        taken[name] = exported(run(tmp_path, rows, output=str(tmp_path / name), selection=config))
-    assert taken["a"] == taken["b"] != taken["c"]
-    assert 0.25 < sum(entry["score"] for entry in rows if entry["doc_id"] in taken["a"]) / 50 < 0.75
-
-
-@pytest.mark.parametrize(
-    ("quotas", "top_k", "expected"),
-    [
-        ({"wudao": 0.25}, 40, {"wudao": 10, "skypile": 30}),
-        ({"wudao": 0.25}, None, {"wudao": 25, "skypile": 50}),
-        ({"wudao": 3, "skypile": 0}, None, {"wudao": 3, "skypile": 0}),
-        ({"wudao": 1}, None, {"wudao": 50, "skypile": 50}),
-    ],
-)
-def test_quotas_are_shares_or_counts(
-    tmp_path: Path, quotas: dict[str, float], top_k: int | None, expected: dict[str, int]
-) -> None:
-    rows = [row(n, source=("wudao", "skypile")[n % 2], score=n / 100) for n in range(100)]
-    out = run(tmp_path, rows, selection=SelectionConfig(quotas=quotas, top_k=top_k))
-    assert {source: counts["exported"] for source, counts in summary_of(out)["sources"].items()} == expected
-    best_wudao = [entry for entry in rows if entry["source"] == "wudao"][50 - expected["wudao"] :]
-    assert {i for i in exported(out) if i in ids([r for r in rows if r["source"] == "wudao"])} == ids(best_wudao)
-
-
-def test_a_quota_for_an_unknown_source_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(KunError, match="wanjun.*the input are wudao"):
-        run(tmp_path, [row(0)], selection=SelectionConfig(quotas={"wanjun": 5}))
-
-
-def test_a_document_never_changes_its_split(tmp_path: Path) -> None:
-    rows = [row(n, score=n / 300) for n in range(300)]
-    valid = {}
-    for name, top_k, fraction in (("all", None, 0.2), ("some", 100, 0.2), ("more", None, 0.5)):
-        out = run(
-            tmp_path, rows, output=str(tmp_path / name), valid_fraction=fraction, selection=SelectionConfig(top_k=top_k)
-        )
-        valid[name] = {entry["id"] for entry in lines(out / "sharegpt/valid.jsonl")}
-    assert 30 < len(valid["all"]) < 90
-    assert valid["some"] == valid["all"] & ids(rows[200:])
-    assert valid["all"] < valid["more"]
 
 
 def test_text_as_input_or_as_reply(tmp_path: Path) -> None:
@@ -389,7 +174,7 @@ def test_an_interrupted_export_starts_anew(tmp_path: Path, monkeypatch: pytest.M
 def test_files_of_others_are_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "README.md").write_text("mine")
-    with pytest.raises(KunError, match="already holds README.md"):
+    with pytest.raises(KunError, match=r"has no manifest.json.*\(README.md\); choose another output="):
         run(tmp_path, [row(0)])
     assert (tmp_path / "export" / "README.md").read_text() == "mine"
     with pytest.raises(ConfigError, match="lies in the input"):
@@ -467,4 +252,6 @@ def test_the_job_runs_from_the_command_line(tmp_path: Path) -> None:
     command = [sys.executable, "jobs/export.py", "conf/export.yaml", f"input={given}", f"output={tmp_path / 'out'}"]
     done = subprocess.run(command, check=False, cwd=root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / "_SUCCESS").exists()
+    assert (tmp_path / "out" / "_SUCCESS").exists() and f"# input: {given}\n" in done.stdout
+    other = subprocess.run([*command, "valid_fraction=0.5"], check=False, cwd=root, capture_output=True, text=True)
+    assert other.returncode == 1 and "valid_fraction: was" in other.stderr and not other.stdout

@@ -142,6 +142,8 @@ def test_where_files_can_only_be_copied(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_files_that_a_killed_run_was_about_to_rename_are_dropped(tmp_path: Path) -> None:
+    with opened(tmp_path):
+        pass
     (tmp_path / "summary.json.1234.tmp").write_text("ha")
     with opened(tmp_path):
         assert sorted(os.listdir(tmp_path)) == [lease.LEASE, "manifest.json"]

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from kun_ray.board import Counters
 from kun_ray.ledger import Ledger, count_statuses
 from kun_ray.progress import Monitor, describe
 from kun_ray.schema import DOCUMENT, doc_id, to_table, with_steps
@@ -67,4 +68,38 @@ def test_the_progress_line_spans_the_runs(tmp_path: Path) -> None:
     assert line["pools"]["label"] | {"rows": 12, "output_tokens": 107} == line["pools"]["label"]
     assert line["pools"]["label"]["output_tokens_per_s"] == pytest.approx(0.7)
     assert "label finished" in describe(line) and "chat ×1" in describe(line)
-    assert "label loading" in describe(monitor._line(10.0, {}) | {"rows_total": 100})
+
+
+def test_a_pool_whose_engines_load_is_not_finished_whatever_earlier_runs_did(tmp_path: Path) -> None:
+    """Ten rows, all labelled by a run that was killed when six were written."""
+    folder = stage(tmp_path, [10])
+    Ledger(folder).note({"label": {"rows": 10}, "chat": {"rows": 7}})
+    monitor = Monitor(None, folder, ["label", "chat"], 10, {"ok": 6, "rejected": 0, "failed": 0}, 5.0, Ledger(folder))
+    monitor._history.append((0.0, {}))
+    assert "label loading | chat loading" in describe(monitor._line(1.0, {}))
+    loaded: dict[str, Counters] = {"label": {"rows": 0, "replicas": 1}}
+    assert "label ×1" in describe(monitor._line(2.0, loaded)) and "chat loading" in describe(monitor._line(2.0, loaded))
+    died = {"label": {"rows": 3, "replicas": 0}, "chat": {"rows": 0, "replicas": 1}}
+    assert "label loading | chat ×1" in describe(monitor._line(3.0, died)), "its replica is being replaced"
+    assert "label finished" in describe(monitor._line(4.0, {**died, "label": {"rows": 4}}))
+
+
+def test_no_eta_before_the_pace_is_steady(tmp_path: Path) -> None:
+    """Engines load for 55 s; then 10 rows come out each second, after a first block of 64."""
+    monitor = Monitor(None, Folder(str(tmp_path)), ["p"], 10_000, {"ok": 0, "rejected": 0, "failed": 0}, 5.0)
+    etas = {}
+    for now in range(0, 180, 5):
+        totals: dict[str, Counters] = {"p": {"rows": 64 + 10 * (now - 55), "replicas": 1}} if now >= 55 else {}
+        monitor._history.append((float(now), totals))
+        etas[now] = monitor._line(float(now), totals)["eta_s"]
+    assert [now for now, eta in etas.items() if eta is None] == list(range(0, 75, 5))
+    assert all(eta == pytest.approx((10_000 - 64) / 10 - (now - 55), abs=1) for now, eta in etas.items() if eta)
+
+
+def test_few_rows_give_no_eta_however_long_they_take(tmp_path: Path) -> None:
+    monitor = Monitor(None, Folder(str(tmp_path)), ["p"], 1_000, {"ok": 0, "rejected": 0, "failed": 0}, 5.0)
+    found = []
+    for now, rows in ((0, 1), (30, 5), (60, 10), (90, 11), (120, 16)):
+        monitor._history.append((float(now), {"p": {"rows": rows}}))
+        found.append(monitor._line(float(now), {"p": {"rows": rows}})["eta_s"])
+    assert found == [None, None, None, 8901, 7872], "1 % of a thousand rows after the first one"

@@ -219,4 +219,4 @@ def test_a_failed_stage_is_named_and_what_needs_it_does_not_run(
     message = f"error: there is no folder {tmp_path}/none"
     assert f"one | {message}" in capsys.readouterr().out
     log = (tmp_path / "logs/one.log").read_text()
-    assert message in log and log.startswith("# input:")
+    assert log.startswith(message), "and no configuration before it"

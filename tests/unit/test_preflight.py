@@ -180,6 +180,17 @@ def test_unknown_vllm_argument(stage: Callable[..., Folder], model_folder: Calla
         preflight(config, source)
 
 
+@pytest.mark.parametrize("setting", ["revision=v1", "tokenizer_revision=v1", "hf_overrides={rope_theta: 5}"])
+def test_files_that_only_the_engine_would_read(
+    stage: Callable[..., Folder], model_folder: Callable[..., str], setting: str
+) -> None:
+    """Preflight and the prompts go by the model's own tokenizer and config.json: another one must not run unseen."""
+    source = stage([row(0)])
+    message = refusal(source, configured(source, model_folder(), "label", f"pools.p.engine.{setting}"))
+    assert f"pools.p.engine.{setting.partition('=')[0]}: " in message and "give that folder as model" in message
+    preflight(configured(source, model_folder(), "label", "pools.p.engine.revision=null"), source)
+
+
 def test_candidates_that_share_their_tokens(stage: Callable[..., Folder], model_folder: Callable[..., str]) -> None:
     source = stage([row(0, instruction="写诗")], with_steps(DOCUMENT, ["label"]))
     config = configured(source, model_folder(), "score", "steps.score.candidates=[好, 好。]")

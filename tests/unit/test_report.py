@@ -1,4 +1,4 @@
-"""The report: which stages belong together, what is counted, what is sampled, and that nothing in a text becomes markup."""
+"""The report: what is counted, what is sampled, and that nothing in a text becomes markup."""
 
 from __future__ import annotations
 
@@ -10,29 +10,26 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from example_run import FATES, HOSTILE, WEB, make_run, write_stage
+from example_run import FATES, HOSTILE, WEB, make_run
 from hypothesis import given
 from hypothesis import strategies as st
+from report_page import Page
 
-from kun_ray.config import ConfigError, KunError
 from kun_ray.report import ReportConfig, cards, report, tables, write_report
 from kun_ray.report.excerpts import read_excerpts
 from kun_ray.report.openings import effective_number, opening
 from kun_ray.report.page import as_script_data
 from kun_ray.report.reasons import explain
-from kun_ray.report.runs import differences, find_run
+from kun_ray.report.runs import find_run
 from kun_ray.report.sample import StratifiedSample, fetch_rows
 from kun_ray.report.survey import Histogram, Survey, survey
 from kun_ray.report.tables import Measured
-from kun_ray.report.throughput import read_throughput
 from kun_ray.scan import doc_ids
 from kun_ray.schema import DOCUMENT, doc_id, to_table
 from kun_ray.store import Folder, open_stage
@@ -43,43 +40,6 @@ REPO = Path(__file__).parents[2]
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     return make_run(tmp_path / "run")
-
-
-class Page(HTMLParser):
-    """A page's elements, scripts, rows of its tables, and the data of its sample browser."""
-
-    def __init__(self, path: str | Path) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.rows: list[list[str]] = []
-        self._in_script = False
-        self.feed(Path(path).read_text())
-        self.data: dict[str, Any] = json.loads(self.scripts[0])
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        self._in_script = tag == "script"
-        if tag == "script":
-            self.scripts.append("")
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th") and self.rows:
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._in_script = False
-        if tag == "table":
-            self.rows.append([])
-
-    def handle_data(self, data: str) -> None:
-        if self._in_script:
-            self.scripts[-1] += data
-        elif self.rows and self.rows[-1]:
-            self.rows[-1][-1] += data
-
-    def row(self, head: str) -> list[str]:
-        return next(row for row in self.rows if row and row[0].strip() == head)
 
 
 def surveyed(folder: Path, size: int = 100, find: list[str] | None = None) -> Survey:
@@ -284,79 +244,6 @@ def test_every_reason_that_the_documentation_lists_is_explained() -> None:
     assert [reason.strip() for reason in reasons if not explain(reason.strip())] == []
 
 
-def test_restarts_and_lost_replicas_are_found(run: Path) -> None:
-    found = read_throughput(Folder(str(run / "generate")))
-    assert found is not None
-    assert found.restarts_s == [15.0] and found.losses_s == [15.0]
-    assert [(attempt.rows, attempt.elapsed_s) for attempt in found.attempts] == [(8, 15.0), (13, 10.0)]
-    assert found.seconds.tolist() == [5, 10, 15, 20, 25], "time in which nothing ran does not count"
-    assert set(found.curves) == {"rows_per_s", "label tokens_per_s", "label in_flight"}
-    svg = Path(write_report([str(run)])).read_text()
-    assert svg.count("restart-0") == 3 and "started again" in svg
-
-
-def test_metrics_of_a_file_system_that_cannot_append_are_read(tmp_path: Path, run: Path) -> None:
-    lines = (run / "generate/metrics.jsonl").read_text().splitlines()
-    (tmp_path / "other/_metrics").mkdir(parents=True)
-    for number, line in enumerate(lines):
-        (tmp_path / f"other/_metrics/{number:04d}.jsonl").write_text(line + "\n")
-    here, there = read_throughput(Folder(str(run / "generate"))), read_throughput(Folder(str(tmp_path / "other")))
-    assert here is not None and there is not None and here.attempts == there.attempts
-
-
-def test_a_week_of_metrics_becomes_few_points_of_the_same_mean(tmp_path: Path) -> None:
-    stage = open_stage(str(tmp_path / "s"), {}, {})
-    lines = [{"elapsed_s": 5.0 * n, "rows_done": n, "rows_per_s": float(n % 7), "pools": {}} for n in range(20_000)]
-    (tmp_path / "s/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"elapsed_s": 1')
-    found = read_throughput(stage)
-    assert found is not None and len(found.seconds) <= 300
-    assert found.curves["rows_per_s"].mean() == pytest.approx(np.mean([n % 7 for n in range(20_000)]), rel=0.01)
-
-
-def test_two_runs_stand_side_by_side_with_what_differs(tmp_path: Path, run: Path) -> None:
-    other = make_run(tmp_path / "strict", run / "corpora", threshold=0.8)
-    page = Page(write_report([str(run), str(other)]))
-    assert [cell.strip() for cell in page.row("generate steps.score.threshold")[1:]] == ["0.5", "0.8"]
-    assert [cell.split()[0] for cell in page.row("has an answer")[1:]] == ["3", "1"]
-    card = next(c for c in page.data["cards"] if c["text"] == WEB[9])
-    assert [(fate["run"], fate["status"]) for fate in card["runs"]] == [(0, "ok"), (1, "rejected")]
-    assert differences([find_run(str(run)), find_run(str(run))]) == []
-
-
-def test_the_chain_of_a_stage_is_found_by_its_data_wherever_it_lies(tmp_path: Path, run: Path) -> None:
-    assert [s.name for s in find_run(str(run)).stages] == ["prepare", "generate", "export"]
-    assert [s.name for s in find_run(str(run / "generate")).stages] == ["prepare", "generate"]
-    assert [s.name for s in find_run(str(run / "export")).stages] == ["prepare", "generate", "export"]
-    shutil.move(run, tmp_path / "moved")
-    assert [s.name for s in find_run(str(tmp_path / "moved")).stages] == ["prepare", "generate", "export"]
-
-
-def test_a_stage_of_another_chain_is_named_and_left_out(run: Path) -> None:
-    rows = [{"doc_id": doc_id("s", "f", 0, ""), "source": "s", "text": "a", "meta": "{}", "status": "ok"}]
-    write_stage(run / "old", rows, DOCUMENT, {"corpora": {"s": {}}}, {})
-    found = find_run(str(run))
-    assert found.left_out == ["old"] and [s.name for s in found.chain] == ["prepare", "generate"]
-    assert "belong to another chain: old" in Path(write_report([str(run)])).read_text()
-
-
-def test_a_run_that_still_runs_is_shown_as_far_as_it_is(run: Path) -> None:
-    (run / "generate/_SUCCESS").unlink()
-    shutil.rmtree(run / "export")
-    next((run / "generate").glob("part-1*")).unlink()
-    text = Path(write_report([str(run)])).read_text()
-    assert "generate is unfinished: the page shows the 11 rows written so far." in text
-
-
-def test_a_folder_without_stages_is_refused_with_what_to_give(tmp_path: Path) -> None:
-    with pytest.raises(KunError, match="there is no folder"):
-        write_report([str(tmp_path / "none")])
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(KunError, match="holds no prepare or generate stage"):
-        write_report([str(tmp_path / "empty")])
-    with pytest.raises(ConfigError, match="give at least one run"):
-        write_report([])
-
-
 def test_the_job_takes_folders_and_settings(tmp_path: Path, run: Path) -> None:
     def job(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(REPO / "jobs/report.py"), *arguments]
@@ -369,6 +256,7 @@ def test_the_job_takes_folders_and_settings(tmp_path: Path, run: Path) -> None:
     assert (tmp_path / "deep/both.html").stat().st_size > 10_000
     twice = job(str(run), f"runs=[{odd}]")
     assert twice.returncode == 2 and "say the same" in twice.stderr
+    assert f"# runs:\n# - {run}\n" in done.stdout and not twice.stdout
 
 
 SCRIPT = """

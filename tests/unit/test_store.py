@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
@@ -100,7 +99,7 @@ def test_long_values_are_shown_where_they_differ(tmp_path: Path) -> None:
 
 def test_foreign_folders_are_left_alone(tmp_path: Path) -> None:
     write_part(tmp_path / "parquet", "part-0.parquet", [row(0)])
-    with pytest.raises(KunError, match="not written by kun_ray"):
+    with pytest.raises(KunError, match=r"has no manifest.json, so kun_ray did not write .* \(part-0.parquet\); choose"):
         open_stage(str(tmp_path / "parquet"), FINGERPRINT, {})
     (tmp_path / "model").mkdir()
     (tmp_path / "model/manifest.json").write_text('{"trained": "elsewhere"}')
@@ -109,6 +108,42 @@ def test_foreign_folders_are_left_alone(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "parquet") == ["part-0.parquet"] and os.listdir(tmp_path / "model") == [
         "manifest.json"
     ]
+
+
+def test_a_folder_of_other_files_is_refused_with_some_of_them(tmp_path: Path) -> None:
+    for name in ("letter.odt", "photos", "notes.tmp", "thesis.tex", ".profile"):
+        (tmp_path / name).mkdir() if name == "photos" else (tmp_path / name).write_text("mine")
+    with pytest.raises(KunError, match=r"is not empty .*\(letter.odt, notes.tmp, photos and 1 more\); choose"):
+        open_stage(str(tmp_path), FINGERPRINT, {})
+    assert len(os.listdir(tmp_path)) == 5, "nothing is written or deleted"
+
+
+@pytest.mark.parametrize("name", ["manifest.json.0a1b2c3d.tmp", "_lease.json", "_lease.json.0a1b2c3d.tmp", ".gitkeep"])
+def test_what_a_kill_before_the_manifest_leaves_is_no_others(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{")
+    assert open_stage(str(tmp_path), FINGERPRINT, {}).exists("manifest.json")
+
+
+def test_a_run_that_begins_between_two_looks_is_left_to_the_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_stage(str(tmp_path), FINGERPRINT, {})
+    (tmp_path / "metrics.jsonl").write_text("")
+    monkeypatch.setattr(Folder, "exists", lambda self, name="": False)
+    open_stage(str(tmp_path), FINGERPRINT, {})
+
+
+@pytest.mark.parametrize(
+    ("key", "stage"),
+    [("corpora", "prepare"), ("selection", "export"), ("training", "train"), ("answers", "review")],
+)
+def test_a_folder_of_another_stage_is_refused_in_one_line(tmp_path: Path, key: str, stage: str) -> None:
+    """Also one whose manifest an older version wrote: the fingerprint tells."""
+    open_stage(str(tmp_path), {key: {"a": 1, "b": 2}, "input": "x"}, {})
+    with pytest.raises(KunError) as caught:
+        open_stage(str(tmp_path), FINGERPRINT, {})
+    assert f"{tmp_path} holds a {stage} run, not a generate one" in str(caught.value)
+    assert "\n" not in str(caught.value) and "output=" in str(caught.value)
 
 
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
@@ -126,97 +161,14 @@ def test_require_complete_says_what_is_wrong(tmp_path: Path) -> None:
         require_complete(str(tmp_path / "s"))
     folder.finish({})
     assert require_complete(str(tmp_path / "s")).dataset().count_rows() == 1
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/wudao.json").write_text("[]")
+    for path in (tmp_path / "corpus", tmp_path / "corpus/wudao.json"):
+        with pytest.raises(KunError, match=rf"{path} is not a stage folder \(no manifest.json\); export reads"):
+            require_complete(str(path), "export reads what jobs/generate.py writes")
     (tmp_path / "s/part-0.parquet").unlink()
     with pytest.raises(KunError, match="nothing to read"):
         require_complete(str(tmp_path / "s"))
-
-
-def test_parts_are_sorted_and_nothing_else(tmp_path: Path) -> None:
-    for name in ("part-2.parquet", "part-10.parquet", "other.parquet", "part-1.parquet.tmp", "_part-3.parquet"):
-        (tmp_path / name).write_text("")
-    (tmp_path / "part-dir.parquet").mkdir()
-    assert [os.path.basename(path) for path in Folder(str(tmp_path)).parts()] == ["part-10.parquet", "part-2.parquet"]
-    assert Folder(str(tmp_path / "gone")).parts() == []
-
-
-def test_success_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[str] = []
-    original = Folder.write_text
-
-    def noted(self: Folder, name: str, text: str) -> None:
-        written.append(name)
-        original(self, name, text)
-
-    monkeypatch.setattr(Folder, "write_text", noted)
-    folder = Folder(str(tmp_path))
-    folder.finish({"rows": 3})
-    assert written == ["summary.json", "_SUCCESS"] and folder.is_complete()
-    assert folder.read_json("summary.json") == {"rows": 3}
-
-
-def test_no_success_when_the_summary_fails(tmp_path: Path) -> None:
-    (tmp_path / "summary.json").mkdir()
-    (tmp_path / "summary.json/x").write_text("")
-    with pytest.raises(OSError):
-        Folder(str(tmp_path)).finish({})
-    assert not Folder(str(tmp_path)).is_complete()
-
-
-@pytest.mark.parametrize("failing", ["write", "move"])
-def test_write_text_leaves_the_old_file_when_it_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
-) -> None:
-    """The file system fails half-way: in the middle of the stream, or at the rename."""
-
-    class Failing(fs.FSSpecHandler):
-        def open_output_stream(self, path: str, metadata: Any) -> Any:
-            stream = super().open_output_stream(path, metadata)
-            if failing == "write":
-                Path(path).write_text("ha")
-                raise OSError("no space left")
-            return stream
-
-        def move(self, source: str, target: str) -> None:
-            raise OSError("connection lost")
-
-    folder = Folder(str(tmp_path))
-    folder.write_text("notes.json", "old and whole")
-    broken = fs.PyFileSystem(Failing(fsspec.filesystem("file")))
-    monkeypatch.setattr(store, "resolve", lambda uri: (broken, uri))
-    with pytest.raises(OSError):
-        folder.write_text("notes.json", "new and half")
-    assert (tmp_path / "notes.json").read_text() == "old and whole"
-
-
-def test_write_text_replaces_whole(tmp_path: Path) -> None:
-    folder = Folder(str(tmp_path))
-    folder.write_text("a.txt", "一" * 1000)
-    folder.write_text("a.txt", "二")
-    assert (tmp_path / "a.txt").read_text() == "二" and os.listdir(tmp_path) == ["a.txt"]
-
-
-def test_metrics_are_appended(tmp_path: Path) -> None:
-    folder = Folder(str(tmp_path))
-    for number in range(3):
-        folder.append_metrics({"rows": number, "pool": "标签"})
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["rows"] for line in lines] == [0, 1, 2] and all(line["time"] > 1.7e9 for line in lines)
-
-
-def test_metrics_where_files_cannot_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on S3."""
-
-    class NoAppend(fs.FSSpecHandler):
-        def open_append_stream(self, path: str, metadata: Any) -> Any:
-            raise NotImplementedError
-
-    object_store = fs.PyFileSystem(NoAppend(fsspec.filesystem("file", auto_mkdir=True)))
-    monkeypatch.setattr(store, "resolve", lambda uri: (object_store, uri))
-    folder = Folder(str(tmp_path))
-    folder.append_metrics({"rows": 1})
-    folder.append_metrics({"rows": 2})
-    files = sorted((tmp_path / "_metrics").iterdir())
-    assert [json.loads(file.read_text())["rows"] for file in files] == [1, 2]
 
 
 def test_counts_by_status_and_reason(tmp_path: Path) -> None:
@@ -229,13 +181,13 @@ def test_counts_by_status_and_reason(tmp_path: Path) -> None:
         "rejected": 2,
         "failed": 1,
         "reasons": {"rejected/too_long": 2, "failed/truncated": 1},
-        "duplicates": 0,
+        "repeated_ids": 0,
     }
     assert prove_counts(Folder(str(tmp_path)), 5) == counts
 
 
 def test_counts_of_an_empty_folder(tmp_path: Path) -> None:
-    empty = {"rows": 0, "ok": 0, "rejected": 0, "failed": 0, "reasons": {}, "duplicates": 0}
+    empty = {"rows": 0, "ok": 0, "rejected": 0, "failed": 0, "reasons": {}, "repeated_ids": 0}
     assert store.count_rows(Folder(str(tmp_path))) == empty
     write_part(tmp_path, "part-0.parquet", [])
     assert store.count_rows(Folder(str(tmp_path))) == empty
@@ -271,26 +223,6 @@ def test_input_fingerprint_follows_the_parts(tmp_path: Path) -> None:
     assert len({first, second, store.input_fingerprint(folder)}) == 3
 
 
-def test_resolve_local_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for uri, path in {"a/b/": "a/b", "./a/../c": "c", "~/x": "home/x", f"file://{tmp_path}/d/": "d"}.items():
-        filesystem, found = store.resolve(uri)
-        assert isinstance(filesystem, fs.LocalFileSystem) and found == str(tmp_path / path)
-    assert store.resolve("/")[1] == "/"
-    assert store.is_local("a/b") and store.is_local("file:///a") and not store.is_local("s3://a/b")
-
-
-@pytest.mark.parametrize(
-    "uri", ["foo://key:SECRET@bucket/x", "s3://key:SEC/RET@bucket/x", "s3://key:SECRET@bucket/x?wrong=1&region=r"]
-)
-def test_resolve_never_shows_credentials(uri: str) -> None:
-    with pytest.raises(KunError) as caught:
-        store.resolve(uri)
-    assert "bucket/x" in str(caught.value)
-    assert "SEC" not in str(caught.value) and "RET" not in str(caught.value)
-
-
 def test_stage_errors_and_manifest_never_show_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "resolve", lambda uri: (fs.LocalFileSystem(), str(tmp_path / uri.rpartition("/")[2])))
     messages = []
@@ -319,17 +251,3 @@ def test_stage_errors_and_manifest_never_show_credentials(tmp_path: Path, monkey
 def test_dataset_reads_the_parts_by_uri(tmp_path: Path) -> None:
     write_part(tmp_path, "part-0.parquet", [row(0)])
     assert Folder(f"file://{tmp_path}").dataset().schema.equals(DOCUMENT)
-
-
-@pytest.mark.parametrize(
-    ("uri", "below"),
-    [
-        ("/runs/a/", "/runs/a/_clean"),
-        (
-            "s3://bucket/run?endpoint_override=h:9000&scheme=http",
-            "s3://bucket/run/_clean?endpoint_override=h:9000&scheme=http",
-        ),
-    ],
-)
-def test_a_folder_below_keeps_the_options_of_a_uri_at_its_end(uri: str, below: str) -> None:
-    assert Folder(uri).below("_clean").uri == below

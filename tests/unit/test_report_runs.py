@@ -1,0 +1,97 @@
+"""Which stages make up a run in the report, what differs between runs, and what their metrics say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from example_run import WEB, make_run, write_stage
+from report_page import Page
+
+from kun_ray.config import ConfigError, KunError
+from kun_ray.report import write_report
+from kun_ray.report.runs import differences, find_run
+from kun_ray.report.throughput import read_throughput
+from kun_ray.schema import DOCUMENT, doc_id
+from kun_ray.store import Folder, open_stage
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "run")
+
+
+def test_restarts_and_lost_replicas_are_found(run: Path) -> None:
+    found = read_throughput(Folder(str(run / "generate")))
+    assert found is not None
+    assert found.restarts_s == [15.0] and found.losses_s == [15.0]
+    assert [(attempt.rows, attempt.elapsed_s) for attempt in found.attempts] == [(8, 15.0), (13, 10.0)]
+    assert found.seconds.tolist() == [5, 10, 15, 20, 25], "time in which nothing ran does not count"
+    assert set(found.curves) == {"rows_per_s", "label tokens_per_s", "label in_flight"}
+    svg = Path(write_report([str(run)])).read_text()
+    assert svg.count("restart-0") == 3 and "started again" in svg
+
+
+def test_metrics_of_a_file_system_that_cannot_append_are_read(tmp_path: Path, run: Path) -> None:
+    lines = (run / "generate/metrics.jsonl").read_text().splitlines()
+    (tmp_path / "other/_metrics").mkdir(parents=True)
+    for number, line in enumerate(lines):
+        (tmp_path / f"other/_metrics/{number:04d}.jsonl").write_text(line + "\n")
+    here, there = read_throughput(Folder(str(run / "generate"))), read_throughput(Folder(str(tmp_path / "other")))
+    assert here is not None and there is not None and here.attempts == there.attempts
+
+
+def test_a_week_of_metrics_becomes_few_points_of_the_same_mean(tmp_path: Path) -> None:
+    stage = open_stage(str(tmp_path / "s"), {}, {})
+    lines = [{"elapsed_s": 5.0 * n, "rows_done": n, "rows_per_s": float(n % 7), "pools": {}} for n in range(20_000)]
+    (tmp_path / "s/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"elapsed_s": 1')
+    found = read_throughput(stage)
+    assert found is not None and len(found.seconds) <= 300
+    assert found.curves["rows_per_s"].mean() == pytest.approx(np.mean([n % 7 for n in range(20_000)]), rel=0.01)
+
+
+def test_two_runs_stand_side_by_side_with_what_differs(tmp_path: Path, run: Path) -> None:
+    other = make_run(tmp_path / "strict", run / "corpora", threshold=0.8)
+    page = Page(write_report([str(run), str(other)]))
+    assert [cell.strip() for cell in page.row("generate steps.score.threshold")[1:]] == ["0.5", "0.8"]
+    assert [cell.split()[0] for cell in page.row("has an answer")[1:]] == ["3", "1"]
+    card = next(c for c in page.data["cards"] if c["text"] == WEB[9])
+    assert [(fate["run"], fate["status"]) for fate in card["runs"]] == [(0, "ok"), (1, "rejected")]
+    assert differences([find_run(str(run)), find_run(str(run))]) == []
+
+
+def test_the_chain_of_a_stage_is_found_by_its_data_wherever_it_lies(tmp_path: Path, run: Path) -> None:
+    assert [s.name for s in find_run(str(run)).stages] == ["prepare", "generate", "export"]
+    assert [s.name for s in find_run(str(run / "generate")).stages] == ["prepare", "generate"]
+    assert [s.name for s in find_run(str(run / "export")).stages] == ["prepare", "generate", "export"]
+    shutil.move(run, tmp_path / "moved")
+    assert [s.name for s in find_run(str(tmp_path / "moved")).stages] == ["prepare", "generate", "export"]
+
+
+def test_a_stage_of_another_chain_is_named_and_left_out(run: Path) -> None:
+    rows = [{"doc_id": doc_id("s", "f", 0, ""), "source": "s", "text": "a", "meta": "{}", "status": "ok"}]
+    write_stage(run / "old", rows, DOCUMENT, {"corpora": {"s": {}}}, {})
+    found = find_run(str(run))
+    assert found.left_out == ["old"] and [s.name for s in found.chain] == ["prepare", "generate"]
+    assert "belong to another chain: old" in Path(write_report([str(run)])).read_text()
+
+
+def test_a_run_that_still_runs_is_shown_as_far_as_it_is(run: Path) -> None:
+    (run / "generate/_SUCCESS").unlink()
+    shutil.rmtree(run / "export")
+    next((run / "generate").glob("part-1*")).unlink()
+    text = Path(write_report([str(run)])).read_text()
+    assert "generate is unfinished: the page shows the 11 rows written so far." in text
+
+
+def test_a_folder_without_stages_is_refused_with_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(KunError, match="there is no folder"):
+        write_report([str(tmp_path / "none")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(KunError, match="holds no prepare or generate stage"):
+        write_report([str(tmp_path / "empty")])
+    with pytest.raises(ConfigError, match="give at least one run"):
+        write_report([])
