@@ -210,7 +210,8 @@ def build_dataset(
         pool = dataclasses.replace(pool, model=models.absolute(pool.model))
         concurrent = pool.num_concurrent_blocks(busy_share)
         busy_share /= 2  # about as many rows as a step settles in Kun; too low a guess only costs a few idle blocks
-        dataset = dataset.repartition(target_num_rows_per_block=pool.rows_per_block).map_batches(
+        # not map_batches, which wants a batch size when there are GPUs; a pool takes a block as it is
+        dataset = dataset.repartition(target_num_rows_per_block=pool.rows_per_block).map_batches_internal(
             Pool,
             fn_constructor_args=(name, pool, steps, board),
             batch_size=None,

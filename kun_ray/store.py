@@ -149,8 +149,7 @@ def open_stage(uri: str, fingerprint: dict[str, Any], config: dict[str, Any]) ->
         fingerprint: what decides the output: models, prompts, sampling, filters, input. Compared key by key.
         config: the resolved configuration, kept beside it for the reader.
     Raises:
-        KunError: the folder holds another stage's or another run's data (each difference is named), or files that no
-            stage has written, or cannot be written.
+        KunError: the folder holds another stage's or run's data (each difference is named) or others' files, or cannot be written.
     """
     folder = Folder(uri)
     fingerprint = _plain({**fingerprint, "versions": _versions()})
@@ -169,9 +168,8 @@ def open_stage(uri: str, fingerprint: dict[str, Any], config: dict[str, Any]) ->
                 f"({', '.join(foreign[:3])}{more}); choose another output="
             )
         folder.filesystem.create_dir(folder.path, recursive=True)
-        folder.write_json(
-            MANIFEST, {"fingerprint": fingerprint, "config": _plain(config), "created": time.strftime("%FT%T%z")}
-        )
+        manifest = {"fingerprint": fingerprint, "config": _plain(config), "created": time.strftime("%FT%T%z")}
+        folder.write_json(MANIFEST, manifest)
     except OSError as error:
         raise KunError(
             f"cannot write to {shown}: {error}; choose another output= or mend its permissions or space"

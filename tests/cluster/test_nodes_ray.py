@@ -81,3 +81,13 @@ def test_a_lost_head_ends_the_job_and_another_cluster_goes_on(nodes, start, docu
     assert 0 < written < 300
     assert generate(job.config())["rows"] == 300
     assert ids(job.folder()) == ids(source)
+
+
+def test_pipeline_stages_span_nodes(nodes, start, documents, chain, tmp_path):
+    """One engine of six GPUs, two in each node: its placement group takes all three."""
+    source = documents(100)
+    job = chain(source, {"all": ["label", "score", "polish"]})
+    spanning = ["replicas=1", "pipeline_parallel_size=3", "engine.distributed_executor_backend=ray"]
+    process = start(job, *(f"pools.all.{setting}" for setting in spanning))
+    assert process.wait(WAIT_S) == 0, (tmp_path / "log").read_text()
+    assert ids(job.folder()) == ids(source) and job.folder().read_json("summary.json")["ok"] == 100
