@@ -17,6 +17,10 @@ from kun_ray.export import ExportConfig
 from kun_ray.generate import GenerateConfig
 
 
+INTERRUPT = "signal.signal(signal.SIGINT, signal.default_int_handler); os.kill(os.getpid(), signal.SIGINT)"
+"""Ctrl-C, also where the tests run in the background of a shell, which lets its children ignore it."""
+
+
 def job(folder: Path, main: str, *argv: str) -> subprocess.CompletedProcess[str]:
     """A script like those under jobs/, whose `main` is one statement."""
     script = write(
@@ -48,7 +52,7 @@ def test_job_prints_its_configuration_once_and_exits_0(tmp_path: Path) -> None:
         ("raise ConfigError('no such model')", ["name=a"], 2, "configuration error: no such model"),
         ("print('ran')", [], 2, "configuration error: `name` has no value"),
         ("print('ran')", ["nam=a"], 2, "did you mean `name`?"),
-        ("os.kill(os.getpid(), signal.SIGINT)", ["name=a"], 130, "run the same command again"),
+        (INTERRUPT, ["name=a"], 130, "run the same command again"),
     ],
 )
 def test_job_exit_status(main: str, argv: list[str], status: int, said: str, tmp_path: Path) -> None:
