@@ -59,7 +59,7 @@ def test_a_killed_prepare_continues(cluster, demo_texts, tmp_path):
     finally:
         kill_session(process)
     assert not Folder(config["output"]).is_complete()
-    assert (tmp_path / "log").read_text().startswith("# corpora:"), "the configuration stands in the log"
+    assert "\n# corpora:\n" in (tmp_path / "log").read_text(), "the configuration stands in the log"
 
     summary = prepare(load(PrepareConfig, [str(path)]))
     rows = Folder(config["output"]).dataset().to_table().to_pylist()
