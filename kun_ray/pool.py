@@ -29,7 +29,7 @@ from kun_ray.engine import Engine, EngineConfig, EngineDead, VllmEngine
 from kun_ray.models import fetch_model
 from kun_ray.prompts import load_tokenizer, stop_token_ids
 from kun_ray.replies import Reply
-from kun_ray.schema import FAILED, OK, to_table, with_steps
+from kun_ray.schema import FAILED, OK, changed, step_fields, with_steps
 from kun_ray.steps import STEPS, Step, StepsConfig, build_step
 from kun_ray.suspects import QUARANTINED, Breaker, Flight, flight_path, groups, left_behind
 
@@ -113,6 +113,12 @@ class Pool:
         model = fetch_model(config.model)
         tokenizer = load_tokenizer(model, config.chat_template, config.trust_remote_code)
         self._steps = [with_local_adapter(build_step(step, steps, tokenizer)) for step in config.steps]
+        self._writes = {"status", "reason", "text", *(f.name for step in config.steps for f in step_fields(step))}
+        self._reads = {
+            "doc_id",
+            *self._writes,
+            *(p for s in self._steps for p in s.prompt.pieces if isinstance(p, str)),
+        }
         self._engine: Engine = self._start_engine(model, stop_token_ids(tokenizer), RESTART_TRIES if again else 1)
         self._replica = f"{self._actor}.{uuid.uuid4().hex[:8]}"
         self._counters: collections.Counter[str] = collections.Counter(load_s=int(time.monotonic() - started))
@@ -132,7 +138,7 @@ class Pool:
         if self._reporter is None:
             self._reporter = asyncio.get_running_loop().create_task(self._report_forever())
             threading.Thread(target=self._watch_forever, name="watch", daemon=True).start()
-        rows: list[dict[str, Any]] = block.to_pylist()
+        rows: list[dict[str, Any]] = block.select([n for n in block.schema.names if n in self._reads]).to_pylist()
         for row in rows:
             if row["status"] == OK and self._deaths.get(row["doc_id"], 0) < 0:
                 row.update(status=FAILED, reason=QUARANTINED)
@@ -146,7 +152,7 @@ class Pool:
             self._counters[row["status"]] += 1
         if self._board is not None and not self._counters["in_flight"]:
             self._report()
-        return to_table(rows, with_steps(block.schema, self._config.steps))
+        return changed(block, rows, with_steps(block.schema, self._config.steps), self._writes)
 
     def _build_engine(self, path: str, stop_ids: list[int]) -> Engine:
         return VllmEngine(with_adapters(self._config, [step.adapter for step in self._steps]), path, stop_ids)

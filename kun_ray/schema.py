@@ -84,3 +84,12 @@ def to_table(rows: list[dict[str, object]], schema: pa.Schema) -> pa.Table:
     """Rows as a table of exactly `schema`; a missing key is null. Raises pa.ArrowInvalid on a wrong type."""
     columns = [pa.array([row.get(field.name) for row in rows], field.type) for field in schema]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def changed(block: pa.Table, rows: list[dict[str, object]], schema: pa.Schema, names: set[str]) -> pa.Table:
+    """`block` as `schema`, with the columns of `names` taken from `rows` and all others as they are."""
+    columns = [
+        pa.array([row.get(field.name) for row in rows], field.type) if field.name in names else block[field.name]
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
