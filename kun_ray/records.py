@@ -82,8 +82,10 @@ def split_lines(stream: ByteStream, offset: int = 0) -> Iterator[Record]:
             chunk, ended = b"", error
         if not chunk:
             break
-        lines = chunk.split(b"\n")
-        for line in lines[:-1]:
+        start = 0
+        while (end := chunk.find(b"\n", start)) >= 0:  # split() would need memory for all lines of the chunk at once
+            line = chunk[start:end]
+            start = end + 1
             num_bytes = num_held + len(line)
             if num_bytes > MAX_RECORD_BYTES:
                 yield _too_large(offset, num_bytes)
@@ -94,8 +96,8 @@ def split_lines(stream: ByteStream, offset: int = 0) -> Iterator[Record]:
                     yield parse(line, offset)
             held, num_held = [], 0
             offset += num_bytes + 1
-        num_held += len(lines[-1])
-        held = [*held, lines[-1]] if num_held <= MAX_RECORD_BYTES else []
+        num_held += len(chunk) - start
+        held = [*held, chunk[start:]] if num_held <= MAX_RECORD_BYTES else []
     last = b"".join(held)
     record = None
     if num_held > MAX_RECORD_BYTES:
