@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from machine import RESULTS, spread, versions, write
+from machine import RESULTS, material, spread, versions, write
 
 from kun_ray.demo import layout, tiny
 from kun_ray.demo.layout import as_json, key, wudao_record
@@ -80,7 +79,7 @@ def main() -> None:
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Prepares text and environments, takes turns, and sums up."""
     python = rival(install=not options.short)
-    texts = load_texts(options.corpora)
+    source, texts = material(options.corpora)
     turn: dict[str, Any] = {"core": max(os.sched_getaffinity(0)), "tokenizer": tokenizer_folder(python, folder)}
     read = repeated(texts, options.mb)
     mb = num_bytes(read) / 1e6
@@ -104,7 +103,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "unit": "MB/s: millions of bytes of text in UTF-8, one core",
         "text": {
-            "source": "make corpora" if (options.corpora / "truth.json").exists() else "the demo's documents",
+            "source": source,
             "mean_characters": round(statistics.mean(map(len, texts))), "mb_read": round(mb, 1),
             "mb_filtered": round(all_mb, 2), "mb_kept_by_both_chains": round(chain_mb, 2),
         },
@@ -151,22 +150,6 @@ def summary(turns: list[dict[str, Any]], mb: float, chain_mb: float, all_mb: flo
 
 
 # Material ----------------------------------------------------------------------------------------------------------
-
-
-def load_texts(corpora: Path) -> list[str]:
-    """The documents of `make corpora` in a fixed random order; the demo's if nobody has made them."""
-    if not (corpora / "truth.json").exists():
-        print(f"{corpora} is not there (make corpora): the demo's documents stand in")
-        return layout.clean_texts()
-    from kun_ray.corpora import CorpusConfig, list_files, read_file
-
-    texts: list[str] = []
-    for name in ("wudao", "wanjuan", "skypile"):
-        corpus = CorpusConfig(name, name, [str(corpora / name)])
-        for file in list_files(corpus):
-            texts += [text for table in read_file(corpus, file) for text in table["text"].to_pylist() if text]
-    random.Random(2401_06477).shuffle(texts)
-    return texts
 
 
 def repeated(texts: Sequence[str], mb: float) -> list[str]:
