@@ -4,9 +4,10 @@
     python bench/ingest.py --short              a check that it works, in seconds; datatrove only if it is installed
 
 The text is that of `make corpora`, repeated until there is enough. MB are millions of bytes of the texts in UTF-8, whatever
-stands around them in a file. Readers and filters are the functions that a Ray Data task calls, in one process tied to one
-core, without Ray. Each turn is a process of its own; kun_ray and datatrove take turns (A B, B A, …), and a ratio is that of
-two turns that stood side by side. datatrove gets an environment of its own, build/venv-datatrove, from PyPI.
+stands around them in a file; seconds are CPU seconds, which a busy machine disturbs less. Readers and filters are the
+functions that a Ray Data task calls, in one process tied to one core, without Ray. Each turn is a process of its own;
+kun_ray and datatrove take turns (A B, B A, …), and a ratio is that of two turns that stood side by side. datatrove gets an
+environment of its own, build/venv-datatrove, from PyPI.
 """
 
 from __future__ import annotations
@@ -45,16 +46,6 @@ ONE_THREAD = {
     "RAYON_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-RIVALS = {
-    "wudao, array": "jsonl",
-    "wanjuan, jsonl.tar.gz": "jsonl.gz",
-    "wanjuan, jsonl": "jsonl",
-    "skypile, jsonl": "jsonl",
-    "skypile, jsonl.gz": "jsonl.gz",
-    "skypile, parquet": "parquet",
-    "jsonl, 3 fields": "jsonl",
-}
-"""Our readers, and which of datatrove's files holds the same texts: it has no reader for arrays or tar archives."""
 CHAINS = {"words": "datatrove's words (jieba)", "characters": "characters as words"}
 
 
@@ -101,7 +92,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             print(name, {part: round(seconds, 2) for part, seconds in turns[-1]["seconds"].items()}, flush=True)
     chain_mb, all_mb = num_bytes(turn["texts"]) / 1e6, num_bytes(turn["all_texts"]) / 1e6
     return {
-        "unit": "MB/s: millions of bytes of text in UTF-8, one core",
+        "unit": "MB/s: millions of bytes of text in UTF-8 by CPU second of one core",
         "text": {
             "source": source,
             "mean_characters": round(statistics.mean(map(len, texts))), "mb_read": round(mb, 1),
@@ -126,11 +117,11 @@ def summary(turns: list[dict[str, Any]], mb: float, chain_mb: float, all_mb: flo
         return spread([their[their_part] / our[our_part] for our, their in zip(ours, theirs, strict=True)])
 
     result: dict[str, Any] = {"readers": {}, "chain": {}}
-    for name, file in RIVALS.items():
-        result["readers"][name] = {"kun_ray": rate(ours, f"read {name}", mb)}
+    for part in [part for part in ours[0] if part.startswith("read ")]:
+        row = {"kun_ray": rate(ours, part, mb)}
         if theirs:
-            result["readers"][name]["datatrove"] = rate(theirs, f"read {file}", mb)
-            result["readers"][name]["ratio"] = ratio(f"read {name}", f"read {file}")
+            row |= {"datatrove": rate(theirs, part, mb), "ratio": ratio(part, part)}
+        result["readers"][part.removeprefix("read ")] = row
     for part in ("filters", "filters, tokens", "whole task"):
         result["chain"][part] = {"kun_ray": rate(ours, part, all_mb)}
     for tokens in ("", ", tokens"):
@@ -163,39 +154,44 @@ def repeated(texts: Sequence[str], mb: float) -> list[str]:
 
 
 def write_layouts(folder: Path, texts: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The same texts in every layout: what our readers are given, and what datatrove's are given."""
+    """The same texts in every layout: what our readers are given, and what datatrove's are given.
+
+    datatrove reads neither arrays nor tar archives: it is given the same records as JSON lines, packed as ours are.
+    """
     records = {
         "wudao": [as_json(wudao_record(n, f"第{n}篇", "科技", text)) for n, text in enumerate(texts, 1)],
         "wanjuan": [as_json({"id": key("WebText-cn", n), "content": text}) for n, text in enumerate(texts)],
         "skypile": [as_json({"text": text}) for text in texts],
         "jsonl": [as_json({"id": n, "url": f"https://example.org/{n}", "text": text}) for n, text in enumerate(texts)],
     }
-    names = {
-        "wudao, array": "wudao/part-2021009337.json",
-        "wanjuan, jsonl.tar.gz": "wanjuan/WebText-cn/part-000036-a894b46e.jsonl.tar.gz",
-        "wanjuan, jsonl": "wanjuan/WebText-cn/part-000037-b905c57f.jsonl",
-        "skypile, jsonl": "skypile/2020-40_zh_head_0000.jsonl",
-        "skypile, jsonl.gz": "skypile/2020-40_zh_head_0001.jsonl.gz",
-        "skypile, parquet": "skypile/2020-40_zh_head_0002.parquet",
-        "jsonl, 3 fields": "jsonl/crawl.jsonl",
+    names = {  # ours, datatrove's
+        "wudao, array": ("part-2021009337.json", "part-2021009337.jsonl"),
+        "wanjuan, jsonl.tar.gz": ("WebText-cn/part-000036-a894b46e.jsonl.tar.gz", "part-000036-a894b46e.jsonl.gz"),
+        "wanjuan, jsonl": ("WebText-cn/part-000037-b905c57f.jsonl", "part-000037-b905c57f.jsonl"),
+        "skypile, jsonl": ("2020-40_zh_head_0000.jsonl", "2020-40_zh_head_0000.jsonl"),
+        "skypile, jsonl.gz": ("2020-40_zh_head_0001.jsonl.gz", "2020-40_zh_head_0001.jsonl.gz"),
+        "skypile, parquet": ("2020-40_zh_head_0002.parquet", "2020-40_zh_head_0002.parquet"),
+        "jsonl, id and url kept": ("crawl.jsonl", "crawl.jsonl"),
     }
     layouts: dict[str, Any] = {}
-    for name, file in names.items():
-        path, corpus = folder / file, file.partition("/")[0]
-        if corpus == "wudao":
-            layout.write_array(path, records[corpus])
-        elif path.suffix == ".parquet":
-            layout.write_parquet(path, texts)
-        else:
-            layout.write_lines(path, records[corpus])
-        config = {"name": corpus, "format": corpus, "paths": [str(path)]}
+    readers: dict[str, Any] = {}
+    for name, files in names.items():
+        corpus = name.partition(",")[0]
+        for side, file in zip(("kun_ray", "datatrove"), files, strict=True):
+            path = folder / side / corpus / file
+            if path.suffix == ".json":
+                layout.write_array(path, records[corpus])
+            elif path.suffix == ".parquet":
+                layout.write_parquet(path, texts)
+            else:
+                layout.write_lines(path, records[corpus])
+        config = {"name": corpus, "format": corpus, "paths": [str(folder / "kun_ray" / corpus / files[0])]}
         if corpus == "jsonl":
             config["meta_fields"] = ["id", "url"]
         layouts[name] = {"config": config, "rows": len(texts)}
-    readers = {
-        name: {"folder": str(folder / "skypile"), "pattern": f"*.{name}", "text_field": "text", "rows": len(texts)}
-        for name in ("jsonl", "jsonl.gz", "parquet")
-    }
+        field = "content" if corpus in ("wudao", "wanjuan") else "text"
+        place = {"folder": str(folder / "datatrove" / corpus), "pattern": files[1]}
+        readers[name] = {**place, "text_field": field, "rows": len(texts)}
     return layouts, readers
 
 

@@ -6,7 +6,8 @@
 Documents are random rows of real clauses (`make corpora`; the demo's text if that is not there), so that unrelated ones have
 next to nothing in common. To 8% of them a changed copy is made: clauses replaced in one place, or single characters
 everywhere. The true Jaccard similarity of each pair is counted over the same n-grams that signatures.py hashes, exactly.
-Signing and searching are prepare's own functions on prepare's own files, each in a process of its own, on one core, without Ray.
+Signing and searching are prepare's own functions on prepare's own files, each in a process of its own, on one
+core, without Ray; seconds are CPU seconds.
 """
 
 from __future__ import annotations
@@ -123,12 +124,11 @@ def documents(size: int, corpora: Path) -> Iterator[tuple[list[str], list[int]]]
         chosen = clauses[random.integers(0, len(clauses), int(lengths.sum()))]
         ends = np.cumsum(lengths).tolist()
         fresh = ["，".join(chosen[end - length : end]) for end, length in zip(ends, lengths.tolist(), strict=True)]
+        copies = int(COPIES * num_rows)
         first, bases = (start, fresh) if not before else (start - ROWS_PER_FILE, before)
-        copied = list(range(int(COPIES * num_rows)))  # of the file before, so that pairs are spread over two files
-        yield (
-            fresh + [changed(bases[n], clauses, random) for n in copied],
-            [-1] * len(fresh) + [first + n for n in copied],
-        )
+        at = copies if before else 0  # of the file before, so that pairs lie in two files; no document is copied twice
+        texts = fresh + [changed(base, clauses, random) for base in bases[at : at + copies]]
+        yield texts, [-1] * len(fresh) + list(range(first + at, first + at + copies))
         before = fresh
 
 
@@ -168,9 +168,9 @@ def sign(folder: Path, size: int, corpora: Path) -> dict[str, Any]:
         ids = [doc_id("bench", "", start + row, text) for row, text in enumerate(texts)]
         batches = []
         for at in range(0, len(texts), BATCH):
-            began = time.perf_counter()
+            began = time.process_time()
             signed = signatures(texts[at : at + BATCH], CONFIG)
-            seconds += time.perf_counter() - began
+            seconds += time.process_time() - began
             columns = [pa.array(ids[at : at + BATCH]), pa.array([OK] * len(signed["exact"])), *signed.values()]
             batches.append(pa.Table.from_arrays(columns, names))
         pq.write_table(pa.concat_tables(batches), folder / f"part-{start:09d}.parquet")
@@ -190,9 +190,9 @@ def search(folder: Path) -> dict[str, Any]:
     """Finds the duplicates in the signed files, one task after the other in this process."""
     files = sorted(str(path) for path in folder.glob("*.parquet"))
     before = peak_mb()
-    began = time.perf_counter()
+    began = time.process_time()
     found = find_duplicates(files, pafs.LocalFileSystem(), CONFIG, lambda function, items: map(function, items))
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     size = sum(pq.read_metadata(file).num_rows for file in files)
     pq.write_table(found, folder / "found.parquet.result")
     return {**cost(seconds, size), "peak_mb_before": before}

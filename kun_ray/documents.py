@@ -6,6 +6,7 @@ about a file's content leaves this module.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, repeat
@@ -76,6 +77,7 @@ def extract_wanjuan(meta_fields: list[str]) -> Extract:
     return extract
 
 
+@functools.lru_cache(maxsize=64)
 def wanjuan_subset(path: str) -> str | None:
     """The WanJuan subset that a path names; the last one counts."""
     lowered = path.lower()
@@ -218,7 +220,8 @@ class _Rows:
         if content is not None:
             meta = content.meta
             try:
-                text, title = _as_utf8(content.text), _as_text(content.title)
+                text = content.text.encode() if isinstance(content.text, str) else _as_utf8(content.text)
+                title = None if content.title is None else _as_text(content.title)
             except UnicodeDecodeError as problem:
                 reason, error = "bad_encoding", str(problem)[:200]
             else:
@@ -256,18 +259,16 @@ def _strings(values: Sequence[bytes | None]) -> Any:
 
 
 def _as_utf8(value: object) -> bytes | None:
-    if isinstance(value, str):
-        return value.encode()
     text = _as_text(value)
     return None if text is None else text.encode()
 
 
 def _as_text(value: object) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
     if isinstance(value, UnicodeDecodeError):  # from parquet.py
         raise value
-    return value.decode("utf-8") if isinstance(value, bytes) else None
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    return value if isinstance(value, str) else None
 
 
 def _meta_json(meta: dict[str, Any]) -> bytes:

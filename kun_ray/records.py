@@ -53,7 +53,8 @@ def split(stream: ByteStream, as_objects: bool = False) -> Iterator[Record]:
 def parse(raw: bytes, offset: int) -> Record:
     """One JSON object. orjson first; what it refuses is read again tolerantly (control characters, NaN, a BOM)."""
     try:
-        return _as_record(orjson.loads(raw), offset)
+        value = orjson.loads(raw)
+        return Record(offset, value) if type(value) is dict else _as_record(value, offset)
     except orjson.JSONDecodeError:
         pass
     try:

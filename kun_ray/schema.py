@@ -76,7 +76,7 @@ def doc_id(source: str, file: str, offset: int, text: str | bytes) -> str:
     encoded = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
     place = str(offset).encode()
     digest = _file_digest(source, file).copy()
-    digest.update(_length(place) + place + _length(encoded))
+    digest.update(len(place).to_bytes(8, "little") + place + len(encoded).to_bytes(8, "little"))
     digest.update(encoded)
     return digest.hexdigest()
 
@@ -85,11 +85,7 @@ def doc_id(source: str, file: str, offset: int, text: str | bytes) -> str:
 def _file_digest(source: str, file: str) -> hashlib.blake2b:
     """What the digests of all documents of one file begin with."""
     parts = [part.encode("utf-8", "surrogatepass") for part in (source, file)]
-    return hashlib.blake2b(b"".join(_length(part) + part for part in parts), digest_size=16)
-
-
-def _length(data: bytes) -> bytes:
-    return len(data).to_bytes(8, "little")
+    return hashlib.blake2b(b"".join(len(part).to_bytes(8, "little") + part for part in parts), digest_size=16)
 
 
 def to_table(rows: list[dict[str, object]], schema: pa.Schema) -> pa.Table:
