@@ -1,4 +1,4 @@
-"""Where a figure was measured, and the JSON file that keeps it. Every script beside this one may use it."""
+"""Where a figure was measured, the JSON file that keeps it, and the real text that several scripts beside this one take."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Sequence
@@ -19,12 +20,12 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:
-    """The processor's model, the cores that this process may use, GB of memory, system and Python."""
+    """The processor's model, its cores, GB of memory, system and Python."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "cpu": names[0] if names else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -49,3 +50,24 @@ def write(out: Path, name: str, result: dict[str, Any]) -> Path:
     whole = {"machine": machine(), "date": time.strftime("%F"), **result}
     path.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
     return path
+
+
+def material(corpora: Path) -> tuple[str, list[str]]:
+    """Where the text is from, and the documents of `make corpora` in a fixed random order; the demo's if nobody made them."""
+    from kun_ray.demo import layout
+
+    if not (corpora / "truth.json").exists():
+        return "the demo's documents", layout.clean_texts()
+    from kun_ray.corpora import (
+        CorpusConfig,
+        list_files,
+        read_file,
+    )  # imports Ray: seconds that other scripts need not wait
+
+    texts: list[str] = []
+    for name in ("wudao", "wanjuan", "skypile"):
+        corpus = CorpusConfig(name, name, [str(corpora / name)])
+        for file in list_files(corpus):
+            texts += [text for table in read_file(corpus, file) for text in table["text"].to_pylist() if text]
+    random.Random(2401_06477).shuffle(texts)
+    return "make corpora", texts

@@ -6,8 +6,10 @@ about a file's content leaves this module.
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import orjson
@@ -75,6 +77,7 @@ def extract_wanjuan(meta_fields: list[str]) -> Extract:
     return extract
 
 
+@functools.lru_cache(maxsize=64)
 def wanjuan_subset(path: str) -> str | None:
     """The WanJuan subset that a path names; the last one counts."""
     lowered = path.lower()
@@ -118,7 +121,7 @@ def without_title(text: str, title: str) -> str:
 
 
 def _pick(value: dict[str, Any], fields: list[str]) -> dict[str, object]:
-    return {field: value[field] for field in fields if value.get(field) is not None}
+    return {field: value[field] for field in fields if value.get(field) is not None} if fields else {}
 
 
 def _plain(value: object) -> str:
@@ -142,11 +145,14 @@ def read_documents(
         KunError: the file's storage has failed for half a minute, and `on_read_error` is `stop`.
     """
     rows = _Rows(source)
+    last_name, path = "", ""
     for name, record in _records(file, as_objects, on_read_error):
         content = None
+        if name != last_name:
+            last_name, path = name, f"{file.path}!{name}"
         if record.value is not None:
             try:
-                content = extract(record.value, f"{file.path}!{name}")
+                content = extract(record.value, path)
             except RecursionError:
                 record = Record(record.offset, None, "bad_json", "nested too deep")
         rows.add(name, record, content)
@@ -157,7 +163,7 @@ def read_documents(
 
 
 def _records(file: CorpusFile, as_objects: bool, on_read_error: str) -> Iterator[tuple[str, Record]]:
-    name, empty, readable = file.name, True, True
+    name = file.name
     found: Iterator[tuple[str, Record]]
     source = Source(file.path, on_read_error)
     try:
@@ -167,13 +173,14 @@ def _records(file: CorpusFile, as_objects: bool, on_read_error: str) -> Iterator
             found = ((name, record) for record in split_parquet(source))
         else:
             found = _text_records(stream, name, as_objects)
-        for part, record in found:
-            empty, readable = False, record.reason != "unreadable_file"
-            yield part, record
+        last = None
+        for last in found:
+            yield last
+        readable = last is None or last[1].reason != "unreadable_file"
         change = source.change(file) if readable else None
         if change is not None:
             yield name, Record(source.place, None, "file_changed", change)
-        elif empty:
+        elif last is None:
             yield name, Record(0, None, "empty_file", "no record in it")
     except StreamError as error:
         yield name, Record(source.place, None, error.reason, str(error)[:200])
@@ -186,20 +193,13 @@ def _text_records(stream: ByteStream, name: str, as_objects: bool) -> Iterator[t
         if text.error is not None:
             yield text.name, Record(text.offset, None, text.error.reason, str(text.error)[:200])
         elif text.stream is not None:
-            yield from _or_empty(text.name, split(text.stream, as_objects))
-
-
-def _or_empty(file: str, records: Iterator[Record]) -> Iterator[tuple[str, Record]]:
-    empty = True
-    for record in records:
-        empty = False
-        yield file, record
-    if empty:
-        yield file, Record(0, None, "empty_file", "no record in it")
+            records = split(text.stream, as_objects)
+            first = next(records, Record(0, None, "empty_file", "no record in it"))
+            yield from zip(repeat(text.name), chain([first], records))  # no Python runs here for each record
 
 
 class _Rows:
-    """Columns of the next block."""
+    """Columns of the next block. Texts and meta are kept in UTF-8: it is needed for the doc_id, and Arrow takes it as it is."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -207,20 +207,21 @@ class _Rows:
 
     def _clear(self) -> None:
         self.doc_id: list[str] = []
-        self.text: list[str | None] = []
+        self.text: list[bytes | None] = []
         self.title: list[str | None] = []
-        self.meta: list[str] = []
-        self.status: list[str] = []
+        self.meta: list[bytes] = []
         self.reason: list[str | None] = []
         self.num_bytes = 0
 
     def add(self, file: str, record: Record, content: Content | None) -> None:
-        reason, error, text, title = record.reason, record.error, None, None
+        offset, _, reason, error = record
+        text, title = None, None
         meta: dict[str, object] = {}
         if content is not None:
             meta = content.meta
             try:
-                text, title = _as_text(content.text), _as_text(content.title)
+                text = content.text.encode() if isinstance(content.text, str) else _as_utf8(content.text)
+                title = None if content.title is None else _as_text(content.title)
             except UnicodeDecodeError as problem:
                 reason, error = "bad_encoding", str(problem)[:200]
             else:
@@ -229,26 +230,37 @@ class _Rows:
                     reason, error = "missing_field", f"`{content.text_field}` is {found}"
         if reason is not None:
             text, meta = None, {**meta, "error": error}
+        meta_json = _meta_json({**meta, "file": file, "offset": offset})
         self.text.append(text)
         self.title.append(title)
-        self.meta.append(_meta_text({**meta, "file": file, "offset": record.offset}))
-        self.status.append(schema.OK if reason is None else schema.FAILED)
+        self.meta.append(meta_json)
         self.reason.append(reason)
         # A failed row has no text; its reason behind a NUL keeps its id apart from that of any document there.
-        self.doc_id.append(schema.doc_id(self.source, file, record.offset, text if text is not None else f"\0{reason}"))
-        self.num_bytes += 3 * len(text or "") + len(self.meta[-1]) + 64
+        self.doc_id.append(schema.doc_id(self.source, file, offset, f"\0{reason}" if text is None else text))
+        self.num_bytes += len(text or b"") + len(meta_json) + 64
 
     def take(self) -> pa.Table:
         """The rows so far as a table; the next block begins."""
         num_rows = len(self.doc_id)
-        columns: dict[str, list[Any]] = {
-            "doc_id": self.doc_id, "source": [self.source] * num_rows, "text": self.text, "title": self.title,
-            "meta": self.meta, "status": self.status, "reason": self.reason,
+        columns: dict[str, Any] = {
+            "doc_id": self.doc_id, "source": [self.source] * num_rows, "text": _strings(self.text), "title": self.title,
+            "meta": _strings(self.meta), "reason": self.reason,
+            "status": [schema.OK if reason is None else schema.FAILED for reason in self.reason],
         }  # fmt: skip
         filled = {name: columns.get(name, [None] * num_rows) for name in schema.DOCUMENT.names}
         table = pa.Table.from_pydict(filled, schema=schema.DOCUMENT)
         self._clear()
         return table
+
+
+def _strings(values: Sequence[bytes | None]) -> Any:
+    """UTF-8 as an Arrow array of strings, which is not looked at again."""
+    return pa.array(values, pa.binary()).view(pa.string())
+
+
+def _as_utf8(value: object) -> bytes | None:
+    text = _as_text(value)
+    return None if text is None else text.encode()
 
 
 def _as_text(value: object) -> str | None:
@@ -259,13 +271,13 @@ def _as_text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _meta_text(meta: dict[str, Any]) -> str:
+def _meta_json(meta: dict[str, Any]) -> bytes:
     """`meta` as JSON. orjson knows no integers over 64 bits and no deep nesting, which real records hold."""
     try:
-        return orjson.dumps(meta, default=_repr).decode()
+        return orjson.dumps(meta, default=_repr)
     except TypeError:
         plain = {key: value if key in ("file", "offset") else _repr(value) for key, value in meta.items()}
-        return json.dumps(plain, ensure_ascii=False)
+        return json.dumps(plain, ensure_ascii=False).encode()
 
 
 def _repr(value: object) -> str:

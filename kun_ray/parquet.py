@@ -44,10 +44,19 @@ def split_parquet(source: Source) -> Iterator[Record]:
 
 def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
     try:
-        yield from batch.to_pylist()
+        columns = [_plain(column) for column in batch.columns]
+        names = batch.schema.names
+        yield from (
+            [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)] if names else batch.to_pylist()
+        )
     except Exception:  # Arrow checks neither what a file calls a string nor what a date of Python can hold
         for index in range(batch.num_rows):
             yield {name: _value(batch.column(place)[index]) for place, name in enumerate(batch.schema.names)}
+
+
+def _plain(column: Any) -> list[Any]:
+    """A column as Python's values. Of strings numpy makes them in a tenth of the time."""
+    return list(column.to_numpy(zero_copy_only=False) if pa.types.is_string(column.type) else column.to_pylist())
 
 
 def _value(scalar: Any) -> object:

@@ -53,7 +53,8 @@ def split(stream: ByteStream, as_objects: bool = False) -> Iterator[Record]:
 def parse(raw: bytes, offset: int) -> Record:
     """One JSON object. orjson first; what it refuses is read again tolerantly (control characters, NaN, a BOM)."""
     try:
-        return _as_record(orjson.loads(raw), offset)
+        value = orjson.loads(raw)
+        return Record(offset, value) if type(value) is dict else _as_record(value, offset)
     except orjson.JSONDecodeError:
         pass
     try:
@@ -82,8 +83,10 @@ def split_lines(stream: ByteStream, offset: int = 0) -> Iterator[Record]:
             chunk, ended = b"", error
         if not chunk:
             break
-        lines = chunk.split(b"\n")
-        for line in lines[:-1]:
+        start = 0
+        while (end := chunk.find(b"\n", start)) >= 0:  # split() would need memory for all lines of the chunk at once
+            line = chunk[start:end]
+            start = end + 1
             num_bytes = num_held + len(line)
             if num_bytes > MAX_RECORD_BYTES:
                 yield _too_large(offset, num_bytes)
@@ -94,8 +97,8 @@ def split_lines(stream: ByteStream, offset: int = 0) -> Iterator[Record]:
                     yield parse(line, offset)
             held, num_held = [], 0
             offset += num_bytes + 1
-        num_held += len(lines[-1])
-        held = [*held, lines[-1]] if num_held <= MAX_RECORD_BYTES else []
+        num_held += len(chunk) - start
+        held = [*held, chunk[start:]] if num_held <= MAX_RECORD_BYTES else []
     last = b"".join(held)
     record = None
     if num_held > MAX_RECORD_BYTES:
