@@ -221,7 +221,7 @@ def _personal_data(summary: dict[str, Any]) -> Iterator[str]:
     yield _table(("in documents", "what was done", "documents rejected", "exported rows with it masked"), rows)
     yield (
         ("" if actions else "prepare's folder is no longer there, so what it looked for is not known. ")
-        + "Patterns find these kinds, not names or addresses. Instructions and responses, which models wrote, were not searched."
+        + "Patterns find these kinds, not names or addresses. What models wrote was not searched."
     )
 
 

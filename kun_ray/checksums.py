@@ -45,8 +45,18 @@ def read(folder: Folder) -> dict[str, str]:
     if not folder.exists(CHECKSUMS):
         return {}
     with folder.filesystem.open_input_stream(folder.child(CHECKSUMS)) as stream:
-        lines = stream.read().decode(errors="replace").splitlines()
-    found = [_LINE.fullmatch(line) for line in lines]
-    if not all(found):
+        text = stream.read().decode(errors="replace")
+    found = read_text(text)
+    if len(found) < len(text.splitlines()):
         raise KunError(f"{folder.uri}/{CHECKSUMS} is not what sha256sum writes")
-    return {match[2]: match[1] for match in found if match}
+    return found
+
+
+def read_text(text: str) -> dict[str, str]:
+    """Path → SHA-256 of a SHA256SUMS' text; lines that are none are left out."""
+    return {match[2]: match[1] for line in text.splitlines() if (match := _LINE.fullmatch(line))}
+
+
+def sha256(text: str) -> str:
+    """SHA-256 of a text as it is written."""
+    return hashlib.sha256(text.encode()).hexdigest()

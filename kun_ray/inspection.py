@@ -67,7 +67,8 @@ def personal_data_actions(stage: Folder) -> dict[str, str] | None:
         fingerprint = manifest["fingerprint"]
         filters = fingerprint.get("filters")
         if isinstance(filters, dict) and "pii" in filters:
-            return {kind: (filters.get("pii_kinds") or {}).get(kind, filters["pii"]) for kind in KINDS}
+            own = dict(filters.get("pii_kinds") or {})
+            return {kind: str(own.get(kind, filters["pii"])) for kind in KINDS}
         given = str((manifest.get("config") or {}).get("input") or "")
         beside = f"{stage.uri.rstrip('/').rpartition('/')[0]}/{given.rstrip('/').rpartition('/')[2]}"
         before = next(
