@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from huggingface_hub import HfApi, constants, errors, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from pyarrow import fs
 
 from kun_ray import __version__
@@ -110,8 +110,8 @@ def _explained(repo: str) -> Iterator[None]:
     said = {401: "the token is not valid (hf auth login)", 403: f"the token may not write to {repo}"}
     try:
         yield
-    except HFValidationError as error:
-        raise ConfigError(f"to: {error}") from None
+    except ValueError as error:  # a wrong name, or a card that the hub cannot read: an unknown licence in its header
+        raise ConfigError(f"the hub refuses this: {' '.join(str(error).split())}") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
         detail = without_credentials(str(error.server_message or error).strip().splitlines()[0])

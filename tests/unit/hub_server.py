@@ -18,6 +18,8 @@ class Hub(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.refuse = 0
         """Status with which every request is answered, if not 0."""
+        self.complaint = ""
+        """What is wrong with a card, in the hub's words."""
         self.spoil = False
         """Whether files lose their last byte on the way."""
         self.requests: list[str] = []
@@ -74,7 +76,8 @@ class _Handler(BaseHTTPRequestHandler):
                 200, {"success": True, "commitOid": "0" * 40, "commitUrl": f"{hub.url}/datasets/me/kun/commit/0"}
             )
         elif path == "/api/validate-yaml":
-            self._send(200, {"errors": [], "warnings": []})
+            errors = [{"message": hub.complaint}] if hub.complaint else []
+            self._send(400 if errors else 200, {"errors": errors, "warnings": []})
         else:
             siblings = [{"rfilename": name, "size": len(content)} for name, content in hub.files.items()]
             self._send(200, {"id": "me/kun", "private": hub.private, "siblings": siblings, "sha": "0" * 40})

@@ -280,6 +280,7 @@ def test_job_prints_its_configuration_and_exits_0(tmp_path: Path) -> None:
         ("raise ConfigError('no such model')", ["name=a"], 2, "configuration error: no such model"),
         ("print('ran')", [], 2, "configuration error: `name` has no value"),
         ("print('ran')", ["nam=a"], 2, "did you mean `name`?"),
+        ("print('ran')", ["--name"], 2, "--name has no value: write --name <value>, or name=<value>"),
         ("os.kill(os.getpid(), signal.SIGINT)", ["name=a"], 130, "run the same command again"),
     ],
 )
@@ -288,6 +289,26 @@ def test_job_exit_status(main: str, argv: list[str], status: int, said: str, tmp
     assert done.returncode == status
     assert said in done.stderr and "Traceback" not in done.stderr
     assert "ran" not in done.stdout
+
+
+@pytest.mark.parametrize("argv", [["--name", "me/x=1"], ["--name=me/x=1"], ["name=me/x=1"]])
+def test_settings_may_be_written_with_dashes(argv: list[str], tmp_path: Path) -> None:
+    done = job(tmp_path, "print('main ran', config.name)", *argv)
+    assert done.stdout.splitlines()[-1] == "main ran me/x=1", done.stderr
+
+
+def test_one_plain_argument_where_one_is_taken(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    found: list[Tree] = []
+    monkeypatch.setattr(sys, "argv", ["job.py", "runs/a", "tags=[t]"])
+    run_job(Tree, found.append, "A job.", positional="name")
+    assert (found[0].name, found[0].tags) == ("runs/a", ["t"])
+    monkeypatch.setattr(sys, "argv", ["job.py", "runs/a", "runs/b"])
+    with pytest.raises(SystemExit) as caught:
+        run_job(Tree, found.append, "A job.", positional="name")
+    assert caught.value.code == 2 and "one name is taken, but there are 2" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["job.py", "name=n", "a", "b"])
+    run_job(Tree, found.append, "A job.", positional="tags")
+    assert found[1].tags == ["a", "b"]
 
 
 def test_job_keeps_the_traceback_of_a_bug(tmp_path: Path) -> None:

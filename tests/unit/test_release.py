@@ -279,7 +279,9 @@ def test_what_the_hub_refuses_is_said_in_one_line(
     assert "the hub answers 403: the token may not write to me/kun" in refusal()
     hub.refuse = 418
     assert "the hub answers 418" in refusal()
-    hub.refuse, hub.spoil = 0, True
+    hub.refuse, hub.complaint = 0, '"license" must be one of'
+    assert "the hub refuses this: Invalid metadata" in refusal() and not hub.files
+    hub.complaint, hub.spoil = "", True
     assert "me/kun does not hold" in refusal()
     hub.close()
     assert f"{hub.url} cannot be reached" in refusal()
