@@ -1,6 +1,6 @@
 """Do the weights fit the cards that the cluster has? A line for each pool or training, before anything is loaded.
 
-generate and train call it once they have joined Ray: a part of jobs/plan.py as their preflight, in well under a second. Of what
+generate and train call it once they have joined Ray: a part of jobs/plan.py as their preflight, in seconds. Of what
 is not known (a card without an entry here, a model whose files are not at hand, or quantized) nothing is said.
 """
 
@@ -83,7 +83,7 @@ def check_training(config: TrainConfig, accelerators: set[str]) -> None:
 
 def _check_pool(name: str, pool: PoolConfig, cost: Cost, card: Card | None, asked: Traffic) -> None:
     found = capacity(pool, cost, card or CARDS["H200"], asked)
-    each = f"pool {name}: {cost.num_parameters / 1e9:.2f} billion parameters, {found.weights_gb:.1f} GB of weights per "
+    each = f"pool {name}: {cost.num_parameters / 1e9:.3g} billion parameters, {found.weights_gb:.3g} GB of weights per "
     if card is None:
         print(f"{each}GPU", flush=True)
         return

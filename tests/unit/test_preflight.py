@@ -250,7 +250,7 @@ def test_a_pool_says_what_it_will_hold(
     check_pools(configured(source, path, "label, score, polish", "pools.p.tensor_parallel_size=2"), {"A100"})
     assert time.monotonic() - started < 10
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("pool p: 34.39 billion parameters, 34.4 GB of weights per GPU, ")
+    assert line.startswith("pool p: 34.4 billion parameters, 34.4 GB of weights per GPU, ")
     tokens = int(line.split("per GPU, ")[1].split()[0].replace(",", ""))
     assert tokens == pytest.approx(273_000, rel=0.02)  # docs/operations.md, Sizing
     assert "256 rows at once" in line

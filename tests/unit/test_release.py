@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from hub_server import Hub
+from pyarrow import fs
 
 from kun_ray import export as exporting
 from kun_ray import store
@@ -150,6 +151,24 @@ def test_a_copy_that_differs_is_never_renamed(data: Path, tmp_path: Path, monkey
     with pytest.raises(KunError, match="the copy is not the same"):
         publish(PublishConfig(str(data), str(tmp_path / "shared"), push=True))
     assert {path.name for path in tmp_path.iterdir()} == {"generate", "export"}
+
+
+def test_a_store_that_cannot_rename_is_written_in_place(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that is not called local stands for an object store, as target and as input."""
+    real, bucket = store.resolve, fs.SubTreeFileSystem(str(tmp_path / "bucket"), fs.LocalFileSystem())
+    monkeypatch.setattr(
+        store, "resolve", lambda uri: (bucket, uri.removeprefix("s3://")) if uri.startswith("s3://") else real(uri)
+    )
+    (tmp_path / "bucket").mkdir()
+    publish(PublishConfig(str(data), "s3://kun/shared", push=True))
+    check(tmp_path / "bucket/kun/shared")
+    assert [path.name for path in (tmp_path / "bucket/kun").iterdir()] == ["shared"]
+    data.rename(tmp_path / "bucket/export")
+    publish(PublishConfig("s3://export", str(tmp_path / "copy"), push=True))
+    assert tree(tmp_path / "copy") == tree(tmp_path / "bucket/kun/shared")
+    publish(PublishConfig("s3://export", "me/kun"))
 
 
 @pytest.mark.parametrize("name", ["alpaca/train.jsonl", "parquet/train.parquet", "README.md", "dataset_info.json"])
