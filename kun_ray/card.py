@@ -40,6 +40,9 @@ KNOWN_SOURCES: Final = {
 }
 """What the publishers' repositories and cards state; for WuDao, bigscience-workshop/data_tooling#199 on GitHub."""
 
+NOT_STATED: Final = "not stated: fill it in"
+"""Terms of a source that nobody has given; such an export is not published to everybody."""
+
 _CHECK_TERMS: Final = (
     "The terms are what the publishers are known to state, not legal advice. **Check each corpus's current licence "
     "before you share or sell this data or a model trained on it.** Web text can hold personal data, errors and bias, "
@@ -60,7 +63,7 @@ def source_of(source: str, given: dict[str, SourceConfig]) -> SourceConfig:
     """The name and licence of a source: as configured, else as known for the corpus whose name it contains."""
     known = next((entry for word, entry in KNOWN_SOURCES.items() if word in source.lower()), SourceConfig())
     own = given.get(source, SourceConfig())
-    return SourceConfig(own.name or known.name or source, own.licence or known.licence or "not stated: fill it in")
+    return SourceConfig(own.name or known.name or source, own.licence or known.licence or NOT_STATED)
 
 
 def dataset_info(dataset_name: str, files: list[dict[str, Any]]) -> dict[str, Any]:
@@ -121,6 +124,8 @@ def data_card(
         _table(("status", "reason", "rows"), _reasons(summary)),
         "## Selection",
         _table(("setting", "value"), _flat(selection)),
+        *_personal_data(summary),
+        *_contamination(summary["contamination"]),
         "## Lengths of exported rows, in characters",
         _table(
             ("field", "mean", "5 %", "median", "95 %", "longest"),
@@ -199,6 +204,41 @@ def _reasons(summary: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         for reason, count in summary["reasons"].items():
             if reason.startswith(f"{status}/"):
                 yield "", reason.removeprefix(f"{status}/"), f"{count:,}"
+
+
+def _personal_data(summary: dict[str, Any]) -> Iterator[str]:
+    """What prepare did about personal data, by kind; nothing is said to be absent that was not looked for."""
+    actions, masked = summary["personal_data"]["actions"], summary["personal_data"]["masked"]
+    yield "## Personal data and contamination"
+    words = {"mask": "masked", "reject": "document rejected", "keep": "kept"}
+    rows: list[tuple[str, ...]] = []
+    for kind, num_masked in masked.items():
+        rejected = summary["reasons"].get(f"rejected/pii_{kind}", 0)
+        action = actions[kind] if actions else None
+        checked = bool(action != "keep" and actions) or rejected or num_masked
+        counts = (f"{rejected:,}", f"{num_masked:,}") if checked else ("not checked", "not checked")
+        rows.append((kind, words.get(action or "", "not known"), *counts))
+    yield _table(("in documents", "what was done", "documents rejected", "exported rows with it masked"), rows)
+    yield (
+        ("" if actions else "prepare's folder is no longer there, so what it looked for is not known. ")
+        + "Patterns find these kinds, not names or addresses. What models wrote was not searched."
+    )
+
+
+def _contamination(found: dict[str, Any] | None) -> Iterator[str]:
+    """In how many rows questions of examinations stand."""
+    if found is None:
+        yield "Questions of examinations in these rows: not checked."
+        return
+    yield (
+        f"Of the {found['rows']:,} rows that were ok, {found['rows_with_questions']:,} share {found['ngram']} characters or words "
+        f"in a row with a question of an examination; {found['exported']:,} of them are in this export."
+    )
+    keys = ("questions", "unusable", "found", "nearly_whole")
+    yield _table(
+        ("examination", "questions", "too short to look for", "found in ok rows", "of these nearly whole"),
+        ((name, *(f"{counts[key]:,}" for key in keys)) for name, counts in found["suites"].items()),
+    )
 
 
 def _usage(dataset_name: str, files: list[dict[str, Any]]) -> str:

@@ -145,13 +145,14 @@ def without_credentials(text: str) -> str:
 def run_job(schema: type[T], main: Callable[[T], object], doc: str | None, positional: str | None = None) -> None:
     """The body of every script under jobs/: parse, call `main`, which calls `show_config`, exit with a status.
 
-    With `positional`, arguments that are neither a YAML file nor key=value are values of that list field.
+    With `positional`, arguments that are neither a YAML file nor key=value are values of that field, which is a list or
+    takes one. `--key value` and `--key=value` are key=value.
 
     Exits 0 when `main` returns, 1 with one message on a KunError, 2 on a wrong configuration, 130 on Ctrl-C or SIGTERM.
     Any other exception keeps its traceback.
     """
     if any(arg in ("-h", "--help") for arg in sys.argv[1:]):
-        plain = f" {positional.upper()} …" if positional else ""
+        plain = f" {positional.upper()}{' …' if _is_list(schema, positional) else ''}" if positional else ""
         usage = f"usage: python {sys.argv[0]}{plain} [conf/FILE.yaml …] [key=value …]"
         with contextlib.suppress(BrokenPipeError):  # --help | head
             print(f"{(doc or '').strip()}\n\n{usage}\n\n{describe(schema)}", flush=True)
@@ -160,7 +161,8 @@ def run_job(schema: type[T], main: Callable[[T], object], doc: str | None, posit
     if PARENT in os.environ:
         threading.Thread(target=_end_with, args=(int(os.environ[PARENT]),), name="parent", daemon=True).start()
     try:
-        config = load(schema, _with_positional(sys.argv[1:], positional) if positional else sys.argv[1:])
+        argv = _without_dashes(sys.argv[1:])
+        config = load(schema, _with_positional(argv, positional, _is_list(schema, positional)) if positional else argv)
         resolved = yaml.safe_dump(to_dict(config), allow_unicode=True, sort_keys=False)
         _unshown[:] = ["# " + without_credentials(resolved).strip().replace("\n", "\n# ")]
         main(config)
@@ -198,16 +200,38 @@ def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"`{name}` is {value!r}, but must be one of {', '.join(allowed)}")
 
 
-def _with_positional(argv: list[str], field: str) -> list[str]:
-    """`argv` with its plain arguments gathered into one `field=[…]`, which comes last."""
+def _without_dashes(argv: list[str]) -> list[str]:
+    """`argv` with `--key value` and `--key=value` as key=value."""
+    found: list[str] = []
+    rest = iter(argv)
+    for arg in rest:
+        key = arg.removeprefix("--")
+        if key != arg and "=" not in key:
+            value = next(rest, None)
+            require(value is not None, f"{arg} has no value: write {arg} <value>, or {key}=<value>")
+            key = f"{key}={value}"
+        found.append(key)
+    return found
+
+
+def _is_list(schema: type, field: str) -> bool:
+    return any(known.name == field and typing.get_origin(hint) is list for known, hint in fields(schema))
+
+
+def _with_positional(argv: list[str], field: str, is_list: bool) -> list[str]:
+    """`argv` with its plain arguments gathered into one `field=[…]`, or the only one as `field=…`, which comes last."""
     plain = [arg for arg in argv if not _is_setting(arg)]
     if not plain:
         return argv
+    require(is_list or len(plain) == 1, f"one {field} is taken, but there are {len(plain)}: {' '.join(plain)}")
     given = [arg for arg in argv if arg.startswith(f"{field}=")]
     require(
         not given, f"`{given[0] if given else ''}` and the plain arguments {' '.join(plain)} say the same: give one"
     )
-    return [*(arg for arg in argv if _is_setting(arg)), f"{field}={json.dumps(plain, ensure_ascii=False)}"]
+    return [
+        *(arg for arg in argv if _is_setting(arg)),
+        f"{field}={json.dumps(plain if is_list else plain[0], ensure_ascii=False)}",
+    ]
 
 
 def _is_setting(arg: str) -> bool:

@@ -13,8 +13,9 @@ from typing import Any, Final
 import numpy as np
 from omegaconf import MISSING
 
-from kun_ray import card, formats, lease, selection
+from kun_ray import card, checksums, formats, inspection, lease, selection
 from kun_ray.card import SourceConfig
+from kun_ray.checksums import CHECKSUMS
 from kun_ray.config import ConfigError, KunError, one_of, require, show_config, to_dict
 from kun_ray.formats import FORMATS
 from kun_ray.lease import LEASE_S
@@ -22,7 +23,7 @@ from kun_ray.schema import STATUSES
 from kun_ray.selection import SelectionConfig
 from kun_ray.store import MANIFEST, SUMMARY, Folder, input_fingerprint, open_stage, require_complete
 
-_OWN_FILES: Final = (*FORMATS, "README.md", "dataset_info.json", SUMMARY)
+_OWN_FILES: Final = (*FORMATS, "README.md", "dataset_info.json", CHECKSUMS, SUMMARY)
 
 
 @dataclasses.dataclass
@@ -49,6 +50,11 @@ class ExportConfig:
     """Licence of the dataset itself in the card's header, as a Hugging Face identifier such as `cc-by-nc-4.0`."""
     sources: dict[str, SourceConfig] = dataclasses.field(default_factory=dict)
     """Full name and licence of each source, for the data card."""
+    contamination: str | None = None
+    """Folder of a jobs/evaluate.py whose `contamination.data` was this input: the data card then says in how many rows
+    questions of examinations were found; null says that nobody looked."""
+    drop_contaminated: bool = False
+    """Whether the rows that `contamination` names are left out (`not_selected.contaminated`)."""
     lease_s: float = LEASE_S
     """A run that gave no sign of life for so many seconds counts as dead: another one may go on in its output."""
 
@@ -69,6 +75,10 @@ class ExportConfig:
         require(
             re.fullmatch(r"[\w.-]+", self.dataset_name) is not None,
             f"`dataset_name` is {self.dataset_name!r}, but may hold only letters, digits, `_`, `.` and `-`",
+        )
+        require(
+            bool(self.contamination) or not self.drop_contaminated,
+            "`drop_contaminated` needs contamination=<the folder of a jobs/evaluate.py that looked at this input>",
         )
 
 
@@ -95,9 +105,24 @@ def export(config: ExportConfig) -> None:
     columns = selection.column_names(source)
     _check_columns(config, columns)
     rows = selection.scan(source, config.reply, "score" in columns)
-    fates = selection.choose(rows, config.selection)
+    questions = (
+        inspection.read_contamination(config.contamination, config.input, len(rows.doc_id))
+        if config.contamination
+        else None
+    )
+    held = inspection.contaminated(questions, rows.doc_id) if questions else None
+    fates = selection.choose(rows, config.selection, held if config.drop_contaminated else None)
     splits = selection.split(rows, fates, config.valid_fraction)
-    summary = {**_summary(rows, fates, splits), "generate_digest": identity["generate"]}
+    summary = {
+        **_summary(rows, fates, splits),
+        "personal_data": {
+            "actions": inspection.personal_data_actions(source),
+            "masked": inspection.count_kinds(rows.masked[fates == selection.EXPORTED]),
+        },
+        "contamination": questions
+        and {**questions.counts, "exported": int(np.count_nonzero(held & (fates == selection.EXPORTED)))},
+        "generate_digest": identity["generate"],
+    }
     _require_rows(config, rows, summary)
     chosen = f"{summary['train']:,} train and {summary['valid']:,} valid rows chosen"
     print(f"{config.input}: {rows.num_rows:,} rows read, {chosen}", flush=True)
@@ -113,7 +138,12 @@ def fingerprint(config: ExportConfig, source: Folder) -> dict[str, Any]:
     """What decides an export's files."""
     generate = formats.digest(source.read_json(MANIFEST)["fingerprint"])
     found = {**to_dict(config), "input_data": input_fingerprint(source), "generate": generate}
-    return {name: value for name, value in found.items() if name not in ("input", "output", "lease_s")}
+    left_out = {"input", "output", "lease_s"}
+    if config.contamination:
+        found["contamination"] = inspection.digest(config.contamination)
+    else:
+        left_out |= {"contamination", "drop_contaminated"}
+    return {name: value for name, value in found.items() if name not in left_out}
 
 
 def _write(
@@ -140,8 +170,18 @@ def _write(
     settings = {key: identity[key] for key in ("selection", "reply", "with_text_as_input", "valid_fraction")}
     text = card.data_card(config.dataset_name, config.licence, config.sources, settings, summary, generate)
     target.write_text("README.md", text)
+    target.write_text(CHECKSUMS, checksums.write(_sums(target, summary)))
     target.finish(summary)
-    print(f"{config.output}: written as {', '.join(config.formats)}, with README.md and dataset_info.json", flush=True)
+    print(
+        f"{config.output}: written as {', '.join(config.formats)}, with README.md, dataset_info.json and {CHECKSUMS}",
+        flush=True,
+    )
+
+
+def _sums(target: Folder, summary: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 of every file that is shared: data files as they were read back, and what stands beside them."""
+    beside = {name: checksums.digests(target, name).sha256 for name in ("README.md", "dataset_info.json")}
+    return {**{file["path"]: file["sha256"] for file in summary["files"]}, **beside}
 
 
 def prove(summary: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from kun_ray.lease import LEASE_S
 from kun_ray.pool import DEFERRED, Pool, PoolConfig
 from kun_ray.progress import Monitor, duration
 from kun_ray.prompts import load_tokenizer
-from kun_ray.room import require_local_cores, require_local_gpus, wait_for_room
+from kun_ray.room import accelerators, require_local_cores, require_local_gpus, wait_for_room
 from kun_ray.schema import FAILED, OK, STATUSES, STEP_RESULTS
 from kun_ray.steps import StepsConfig, build_step
 from kun_ray.suspects import SUSPECTS
@@ -162,6 +162,9 @@ def _run(
 ) -> None:
     """The Ray Data execution. Raises KeyboardInterrupt when it was asked to stop before every row was written."""
     execution.connect(config.ray, execution.local_cpus(sum(p.replicas * p.num_cpus for p in config.pools.values())))
+    from kun_ray.headroom import check_pools  # it plans generate jobs, so it imports this module
+
+    check_pools(config, set() if config.ray.autoscaling else accelerators())
     if not config.ray.autoscaling:
         placement.require_placement(config.pools, config.output)
         wait_for_room(placement.bundles(config.pools), config.wait_for_resources_s, config.output)

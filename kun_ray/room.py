@@ -11,6 +11,9 @@ from ray.util.placement_group import placement_group, placement_group_table, rem
 from kun_ray import execution
 from kun_ray.config import ConfigError, KunError, RayConfig
 
+ACCELERATOR = "accelerator_type:"
+"""Beginning of the resource by which Ray names a node's cards."""
+
 
 def wait_for_room(
     bundles: list[dict[str, float]],
@@ -48,6 +51,18 @@ def wait_for_room(
             )
     finally:
         remove_placement_group(group)
+
+
+def accelerators() -> set[str]:
+    """Ray's names of the cards of all nodes that have GPUs, such as A100; empty if a node does not name its own."""
+    found: set[str] = set()
+    for node in ray.nodes():
+        if node["Alive"] and node["Resources"].get("GPU"):
+            own = {n.removeprefix(ACCELERATOR) for n in node["Resources"] if n.startswith(ACCELERATOR)}
+            if not own:
+                return set()
+            found |= own
+    return found
 
 
 def holders() -> str:

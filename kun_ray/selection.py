@@ -19,12 +19,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kun_ray.config import KunError, one_of, require
+from kun_ray.inspection import masked_kinds
 from kun_ray.schema import DOCUMENT, OK, STEP_RESULTS, with_steps
 from kun_ray.store import Folder
 
-EXPORTED, EMPTY, BELOW_THRESHOLD, OVER_QUOTA, BEYOND_TOP_K = range(5)
-FATES: Final = ("exported", "empty", "below_threshold", "over_quota", "beyond_top_k")
-"""What becomes of an ok row. `empty`: its instruction or its reply is blank, so there is nothing to train on."""
+EXPORTED, EMPTY, BELOW_THRESHOLD, OVER_QUOTA, BEYOND_TOP_K, CONTAMINATED = range(6)
+FATES: Final = ("exported", "empty", "below_threshold", "over_quota", "beyond_top_k", "contaminated")
+"""What becomes of an ok row. `empty`: its instruction or its reply is blank, so there is nothing to train on.
+`contaminated`: it shares words with a question of an examination."""
 TRAIN, VALID = 1, 2
 SPLITS: Final = {"train": TRAIN, "valid": VALID}
 
@@ -69,7 +71,7 @@ class SelectionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """What one pass over a stage keeps: a count of every row, and six columns of the ok rows."""
+    """What one pass over a stage keeps: a count of every row, and seven columns of the ok rows."""
 
     num_rows: int
     counts: Counter[tuple[str, str, str | None]]
@@ -84,6 +86,8 @@ class Scan:
     """float32 [ok rows]: NaN where there is none."""
     instruction_chars: Array
     reply_chars: Array
+    masked: Array
+    """uint8 [ok rows]: kinds of personal data masked in the document (`inspection.masked_kinds`)."""
 
 
 def read_batches(folder: Folder, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -117,7 +121,7 @@ def scan(folder: Folder, reply: str, has_score: bool) -> Scan:
     Raises:
         KunError: a doc_id occurs twice among the ok rows, so the input is not a stage that kun_ray finished.
     """
-    columns = ["doc_id", "source", "status", "reason", "instruction", reply, *(["score"] if has_score else [])]
+    columns = ["doc_id", "source", "status", "reason", "instruction", reply, "meta", *(["score"] if has_score else [])]
     counts: Counter[tuple[str, str, str | None]] = Counter()
     codes: dict[str, int] = {}
     kept: list[tuple[Array, ...]] = []
@@ -141,21 +145,22 @@ def scan(folder: Folder, reply: str, has_score: bool) -> Scan:
                 np.array(score.to_numpy(zero_copy_only=False), dtype=np.float32),
                 _num_chars(rows["instruction"]),
                 _num_chars(rows[reply]),
+                masked_kinds(rows["meta"]),
             )
         )
         num_rows += batch.num_rows
-    position, doc_id, source, scores, instruction_chars, reply_chars = (
-        [np.concatenate(column) for column in zip(*kept, strict=True)] if kept else [np.empty(0)] * 6
-    )
-    _refuse_twice(folder, doc_id)
-    return Scan(num_rows, counts, list(codes), position, doc_id, source, scores, instruction_chars, reply_chars)
+    found = [np.concatenate(column) for column in zip(*kept, strict=True)] if kept else [np.empty(0)] * 7
+    _refuse_twice(folder, found[1])
+    return Scan(num_rows, counts, list(codes), *found)
 
 
-def choose(rows: Scan, config: SelectionConfig) -> Array:
+def choose(rows: Scan, config: SelectionConfig, contaminated: Array | None = None) -> Array:
     """The fate of every ok row: an index into FATES, uint8 [ok rows].
 
     Deterministic and independent of the order of rows: equal scores are ordered by doc_id, a missing score comes last.
 
+    Args:
+        contaminated: rows to leave out before quotas and top_k, bool [ok rows].
     Raises:
         KunError: a quota names a source that the input does not have.
     """
@@ -168,6 +173,8 @@ def choose(rows: Scan, config: SelectionConfig) -> Array:
         # a float32 score of 0.9 is less than Python's 0.9: compare as the scores were stored
         fates[~(rows.score >= np.float32(config.threshold))] = BELOW_THRESHOLD
     fates[(rows.instruction_chars == 0) | (rows.reply_chars == 0)] = EMPTY
+    if contaminated is not None:
+        fates[contaminated] = CONTAMINATED
     if config.top_k is None and not config.quotas:
         return fates
     order = _best_first(rows, config)

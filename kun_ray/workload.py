@@ -171,7 +171,7 @@ def traffic(pool: PoolConfig, config: GenerateConfig, work: Work, good_share: fl
     for name in pool.steps:
         share = good_share if name == "polish" else 1.0
         chosen: Any = getattr(config.steps, name)
-        prompt: Any = chosen.prompt if name != "perplexity" else None
+        prompt: Any = getattr(chosen, "prompt", None)  # perplexity and choose have none
         if prompt is None:
             fixed, fields = 0.0, ["text"]
         elif Path(pool.model).is_dir():

@@ -14,13 +14,13 @@ from ray.cluster_utils import Cluster
 
 @contextlib.contextmanager
 def three_nodes(**each: Any) -> Iterator[Cluster]:
-    """A head and two more nodes with the same resources."""
+    """A head and two more nodes with the same resources; those two have one `worker` as well."""
     folder = tempfile.mkdtemp(prefix="kn", dir="/tmp")  # short: Ray's sockets lie below it
     each = {"object_store_memory": 150_000_000, **each}
     found = Cluster(initialize_head=True, head_node_args={**each, "include_dashboard": False, "temp_dir": folder})
     try:
         for _ in range(2):
-            found.add_node(**each)
+            found.add_node(**{**each, "resources": {**each.get("resources", {}), "worker": 1}})
         found.wait_for_nodes()
         yield found
     finally:

@@ -20,9 +20,8 @@ from kun_ray import store
 from kun_ray.config import ConfigError, require, without_credentials
 from kun_ray.evaluate.benchmarks import Benchmark, unify_radicals
 from kun_ray.evaluate.rows import read_rows
+from kun_ray.inspection import FOLDER, ROWS
 
-FOLDER: Final = "contamination"
-ROWS: Final = "rows.jsonl"
 _HAN: Final = r"\u3400-\u9fff\U00020000-\U0003ffff"
 _UNIT: Final = re.compile(rf"[{_HAN}]|[^\W_{_HAN}]+")
 _IS_HAN: Final = re.compile(f"[{_HAN}]")

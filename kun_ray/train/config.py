@@ -204,7 +204,7 @@ class TrainConfig:
     gpus_per_node: int = 8
     """dry_run only: ranks that share a node's memory."""
     gpu_memory_gb: float | None = None
-    """Memory of one GPU for dry_run, such as 80; null looks at the cards that are there."""
+    """Memory of one GPU, such as 80; null takes that of the cluster's cards before a training, and does not check in a dry run."""
     lease_s: float = LEASE_S
     """A run that gave no sign of life for so many seconds counts as dead: another one may go on in its output."""
     ray: RayConfig = dataclasses.field(default_factory=RayConfig)

@@ -18,8 +18,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kun_ray import execution, lease, models, store
 from kun_ray.config import ConfigError, KunError, require, show_config, to_dict
+from kun_ray.headroom import check_training
 from kun_ray.prompts import load_tokenizer
-from kun_ray.room import holders, require_local_gpus, wait_for_room
+from kun_ray.room import accelerators, holders, require_local_gpus, wait_for_room
 from kun_ray.train import checkpoint, curve, data
 from kun_ray.train.admission import admit_on_cluster
 from kun_ray.train.config import CARD, STAGING, TrainConfig
@@ -97,6 +98,7 @@ def _run(config: TrainConfig, folder: store.Folder, tokenizer: Any) -> dict[str,
             flush=True,
         )
     execution.connect(config.ray, execution.local_cpus(config.num_workers * config.cpus_per_worker), dashboard=True)
+    check_training(config, set() if config.ray.autoscaling else accelerators())
     execution.warn_if_not_shared([config.output, *([config.model] if Path(config.model).is_dir() else [])])
     staging = Path(folder.path) / STAGING
     restarts = 0
@@ -290,9 +292,5 @@ def _num_gpus(config: TrainConfig) -> float:
 def _peak(config: TrainConfig) -> float | None:
     if config.accelerator != "gpu":
         return None
-    kinds = [
-        name.removeprefix("accelerator_type:")
-        for name in ray.cluster_resources()
-        if name.startswith("accelerator_type:")
-    ]
-    return peak_flops(config.accelerator_type or (kinds[0] if len(kinds) == 1 else ""))
+    kinds = [config.accelerator_type] if config.accelerator_type else sorted(accelerators())
+    return peak_flops(kinds[0] if len(kinds) == 1 else "")

@@ -6,9 +6,13 @@ Everything follows from a model's sizes; nothing here touches a GPU. Constants t
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 if TYPE_CHECKING:
     from kun_ray.train.config import LoraConfig, TrainConfig
@@ -135,6 +139,47 @@ def cost_of(path: str, lora: LoraConfig | None = None, trust_remote_code: bool =
         num_kv_heads=getattr(hf_config, "num_key_value_heads", None) or hf_config.num_attention_heads,
         head_dim=getattr(hf_config, "head_dim", None) or hf_config.hidden_size // hf_config.num_attention_heads,
         context=hf_config.max_position_embeddings,
+    )
+
+
+def cost_of_files(folder: str, lora: LoraConfig | None = None) -> Cost | None:
+    """The same from config.json and the heads of the safetensors files, in milliseconds and without torch.
+
+    None where these are not those of a plain, unquantized decoder.
+    """
+    shapes: dict[str, list[int]] = {}
+    try:
+        config = json.loads(Path(folder, "config.json").read_text())
+        for file in sorted(Path(folder).glob("model*.safetensors")):
+            with safe_open(file, framework="numpy") as tensors:
+                shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+    except (OSError, ValueError, SafetensorError):
+        return None
+    needed = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads")
+    embedding = [shape for name, shape in shapes.items() if name.endswith("embed_tokens.weight")]
+    if "quantization_config" in config or len(embedding) != 1 or any(name not in config for name in needed):
+        return None
+    total = sum(math.prod(shape) for shape in shapes.values())
+    tied = not any(name.endswith("lm_head.weight") for name in shapes)
+    trained = total
+    if lora is not None:
+        adapted = [
+            shape for name, shape in shapes.items() if name.removesuffix(".weight").rpartition(".")[2] in lora.targets
+        ]
+        trained = sum(lora.rank * sum(shape) for shape in adapted)
+    heads = config["num_attention_heads"]
+    return Cost(
+        num_parameters=total,
+        num_matmul_parameters=total - (0 if tied else math.prod(embedding[0])),
+        num_layers=config["num_hidden_layers"],
+        hidden=config["hidden_size"],
+        intermediate=config["intermediate_size"],
+        vocabulary=config["vocab_size"],
+        num_trained=trained,
+        num_heads=heads,
+        num_kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        context=config.get("max_position_embeddings") or 2048,
     )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from example_config import GENERATE, write
@@ -264,3 +265,17 @@ def test_an_item_that_a_list_does_not_have_is_named() -> None:
     for argv, has in ((["valid.0.path=x"], "none"), (["data=[{path: a}]", "data.1.path=x"], "only 1")):
         with pytest.raises(ConfigError, match=rf"has no item \d, it has {has}.*write (valid|data)=\[\{{…\}}\]"):
             load(TrainConfig, argv)
+
+
+def test_one_plain_argument_where_one_is_taken(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    found: list[Tree] = []
+    monkeypatch.setattr(sys, "argv", ["job.py", "runs/a", "tags=[t]"])
+    run_job(Tree, found.append, "A job.", positional="name")
+    assert (found[0].name, found[0].tags) == ("runs/a", ["t"])
+    monkeypatch.setattr(sys, "argv", ["job.py", "runs/a", "runs/b"])
+    with pytest.raises(SystemExit) as caught:
+        run_job(Tree, found.append, "A job.", positional="name")
+    assert caught.value.code == 2 and "one name is taken, but there are 2" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["job.py", "name=n", "a", "b"])
+    run_job(Tree, found.append, "A job.", positional="tags")
+    assert found[1].tags == ["a", "b"]

@@ -19,6 +19,7 @@ from kun_ray.evaluate.contamination import (
     matches,
     units,
 )
+from kun_ray.inspection import read_contamination
 from kun_ray.schema import DOCUMENT, doc_id, to_table, with_steps
 from kun_ray.store import Folder, open_stage
 
@@ -90,6 +91,9 @@ def test_a_generate_stage_is_searched_and_its_rows_are_listed(tmp_path, capsys):
     )
     assert (found["rows"], found["rows_with_questions"]) == (3, 2)  # the rejected row is no data
     assert found["suites"]["cmmlu"] == {"questions": 2, "unusable": 0, "found": 1, "nearly_whole": 1}
+    for given in ("out", "out/contamination"):  # as an export reads it
+        read = read_contamination(str(tmp_path / given), data, 3)
+        assert sorted(read.doc_ids.tolist()) == sorted(doc_id("s", "f", n, "").encode() for n in (2, 3))
     lines = [json.loads(line) for line in (tmp_path / "out/contamination/rows.jsonl").read_text().splitlines()]
     assert [line["row"] for line in lines] == [doc_id("s", "f", n, "") for n in (2, 3)]
     assert [line["share"] for line in lines] == [1.0, pytest.approx(0.083, abs=0.02)]

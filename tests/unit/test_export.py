@@ -41,6 +41,7 @@ def test_counts_add_up_and_every_file_holds_its_rows(tmp_path: Path) -> None:
         "below_threshold": 20,
         "over_quota": 20,
         "beyond_top_k": 10,
+        "contaminated": 0,
     }
     assert (summary["rows"], summary["ok"], summary["rejected"], summary["failed"]) == (112, 102, 7, 3)
     assert summary["reasons"] == {"rejected/too_long": 7, "failed/truncated": 3}

@@ -16,7 +16,6 @@ from kun_ray.config import load, to_dict
 from kun_ray.export import ExportConfig
 from kun_ray.generate import GenerateConfig
 
-
 INTERRUPT = "signal.signal(signal.SIGINT, signal.default_int_handler); os.kill(os.getpid(), signal.SIGINT)"
 """Ctrl-C, also where the tests run in the background of a shell, which lets its children ignore it."""
 
@@ -52,6 +51,7 @@ def test_job_prints_its_configuration_once_and_exits_0(tmp_path: Path) -> None:
         ("raise ConfigError('no such model')", ["name=a"], 2, "configuration error: no such model"),
         ("print('ran')", [], 2, "configuration error: `name` has no value"),
         ("print('ran')", ["nam=a"], 2, "did you mean `name`?"),
+        ("print('ran')", ["--name"], 2, "--name has no value: write --name <value>, or name=<value>"),
         (INTERRUPT, ["name=a"], 130, "run the same command again"),
     ],
 )
@@ -60,6 +60,12 @@ def test_job_exit_status(main: str, argv: list[str], status: int, said: str, tmp
     assert done.returncode == status
     assert said in done.stderr and "Traceback" not in done.stderr
     assert done.stdout == "", "an error that comes before the work stands alone"
+
+
+@pytest.mark.parametrize("argv", [["--name", "me/x=1"], ["--name=me/x=1"], ["name=me/x=1"]])
+def test_settings_may_be_written_with_dashes(argv: list[str], tmp_path: Path) -> None:
+    done = job(tmp_path, "print('main ran', config.name)", *argv)
+    assert done.stdout.splitlines()[-1] == "main ran me/x=1", done.stderr
 
 
 def test_job_keeps_the_traceback_of_a_bug(tmp_path: Path) -> None:

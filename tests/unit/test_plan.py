@@ -18,7 +18,8 @@ from kun_ray.demo.layout import clean_texts
 from kun_ray.plan import GeneratePlan, PipelinePlan, PreparePlan, TrainPlan, plan, schema_of
 from kun_ray.pool import PoolConfig
 from kun_ray.schema import DOCUMENT, doc_id, to_table
-from kun_ray.train.memory import cost_of
+from kun_ray.train.config import LoraConfig
+from kun_ray.train.memory import cost_of, cost_of_files
 
 REPO = Path(__file__).parents[2]
 YI = str(REPO / "conf/shapes/yi-34b.json")
@@ -38,6 +39,25 @@ def test_yi_34b_on_two_a100_holds_half_its_weights_and_the_known_cache() -> None
     assert found.fits and found.num_sequences == 256
     ideal = 2 * 312e12 * 0.5 / (2 * 33.93e9 * (ROW.prefill + ROW.output))
     assert 0.3 * ideal < found.rows_per_s < ideal  # a row costs at least its operations
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_sizes_read_from_files_are_those_of_the_model(tmp_path: Path, tied: bool) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "vocab_size": 300,
+    }
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=2, tie_word_embeddings=tied))
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("model*.safetensors"))) > 1
+    for lora in (None, LoraConfig(rank=4)):
+        assert cost_of_files(str(tmp_path), lora) == cost_of(str(tmp_path), lora)
+    assert cost_of_files(str(tmp_path / "none")) is None
 
 
 def test_more_of_anything_is_faster_and_longer_rows_are_slower() -> None:

@@ -1,0 +1,327 @@
+"""Publishing: what leaves, what is refused before it does, the verified copy, and the hub's own client against a server on loopback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hub_server import Hub
+from pyarrow import fs
+
+from kun_ray import export as exporting
+from kun_ray import store
+from kun_ray.card import SourceConfig
+from kun_ray.config import ConfigError, KunError
+from kun_ray.release import PublishConfig, publish
+from kun_ray.schema import DOCUMENT, doc_id, to_table, with_steps
+
+REPO = Path(__file__).parents[2]
+TERMS = {"wudao": SourceConfig("Web pages of ours", "ours")}
+
+
+def exported(folder: Path, answer: str = "回答", **settings: Any) -> Path:
+    """An export of three rows; `licence` and `sources` as a user would give them."""
+    stage = store.open_stage(str(folder / "generate"), {"prompts": {"label": "写"}}, {})
+    rows = [
+        {"doc_id": doc_id("wudao", "f", n, ""), "source": "wudao", "text": "文", "meta": "{}", "status": "ok"}
+        | {"instruction": f"问题{n}", "answer": answer}
+        for n in range(3)
+    ]
+    pq.write_table(to_table(rows, with_steps(DOCUMENT, ["label", "polish"])), folder / "generate/part-0.parquet")
+    stage.finish({"rows": 3})
+    given = {"licence": "cc-by-4.0", "sources": TERMS, **settings}
+    exporting.export(exporting.ExportConfig(str(folder / "generate"), str(folder / "export"), **given))
+    return folder / "export"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return exported(tmp_path)
+
+
+@pytest.fixture
+def model(tmp_path: Path, model_folder: Callable[..., str]) -> Path:
+    """A finished training's folder, its digests made by the trainer's own function."""
+    from kun_ray.train.publish import digests
+
+    run = tmp_path / "train"
+    folder = Path(model_folder("train/model"))
+    (folder / "model.safetensors").write_bytes(b"\x08weights" * 1000)
+    described = {
+        "kun_ray": "0.1.0",
+        "base": "/shared/base/Yi-6B",
+        "kind": "model",
+        "dtype": "bfloat16",
+        "probes": [1, 2],
+    }
+    (folder / "kun_ray.json").write_text(json.dumps({**described, "files": digests(folder)}))
+    for name in ("checkpoints", "data"):
+        (run / name).mkdir()
+        (run / name / "x").write_text("x")
+    counts = {"samples": 90, "supervised_tokens": 4567}
+    losses = {"steps": 7, "loss": 1.5, "valid_loss_before": 3.0, "valid_loss": 2.0}
+    store.Folder(str(run)).finish({"stage": "train", **losses, "data": {"train": counts}})
+    return run
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def check(folder: Path) -> None:
+    """`sha256sum -c` itself, over every file but its own."""
+    ran = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.count(": OK") == len(tree(folder)) - 1
+
+
+def test_a_dry_run_says_what_would_leave_and_changes_nothing(data: Path, tmp_path: Path, capsys: Any) -> None:
+    before = tree(tmp_path)
+    capsys.readouterr()
+    publish(PublishConfig(str(data), str(tmp_path / "shared")))
+    assert tree(tmp_path) == before
+    said = capsys.readouterr().out
+    assert f"dataset {data} → {tmp_path}/shared" in said and "licence: cc-by-4.0" in said
+    assert "source wudao: Web pages of ours; ours" in said and "warning" not in said
+    assert "stays here: _SUCCESS, manifest.json, summary.json" in said
+    assert f"{(data / 'alpaca/train.jsonl').stat().st_size:,}  alpaca/train.jsonl" in said
+    assert said.splitlines()[-1] == f"  python jobs/publish.py {data} --to {tmp_path}/shared push=true"
+
+
+def test_the_printed_command_publishes(data: Path, tmp_path: Path, capsys: Any) -> None:
+    publish(PublishConfig(str(data), str(tmp_path / "shared")))
+    words = capsys.readouterr().out.splitlines()[-1].split()
+    ran = subprocess.run([sys.executable, *words[1:]], cwd=REPO, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    check(tmp_path / "shared")
+
+
+def test_a_copy_holds_the_data_and_its_documents_alone(data: Path, tmp_path: Path, capsys: Any) -> None:
+    (data / "LICENSE").write_text("do as you like")
+    (data / "alpaca/notes.txt").write_text("mine")
+    target = tmp_path / "shared"
+    publish(PublishConfig(str(data), str(target), push=True))
+    names = {"README.md", "dataset_info.json", "SHA256SUMS", "LICENSE"}
+    names |= {"alpaca/train.jsonl", "sharegpt/train.jsonl", "parquet/train.parquet"}
+    assert set(tree(target)) == names
+    check(target)
+    capsys.readouterr()
+    publish(PublishConfig(str(data), str(target), push=True))
+    assert "holds exactly this already" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"generate", "export", "shared"}, "nothing temporary stays"
+
+
+def test_an_export_checks_itself(data: Path) -> None:
+    ran = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=data, capture_output=True, text=True)
+    assert ran.returncode == 0 and ran.stdout.count(": OK") == 5, ran.stdout + ran.stderr
+
+
+def test_a_target_that_holds_something_else_is_left_alone(data: Path, tmp_path: Path) -> None:
+    target = tmp_path / "shared"
+    target.mkdir()
+    (target / "theirs").write_text("theirs")
+    with pytest.raises(KunError, match=r"holds something else \(theirs"):
+        publish(PublishConfig(str(data), str(target), push=True))
+    assert tree(target) == {"theirs": b"theirs"}
+
+
+def test_a_copy_that_was_changed_is_noticed(data: Path, tmp_path: Path) -> None:
+    publish(PublishConfig(str(data), str(tmp_path / "shared"), push=True))
+    with (tmp_path / "shared/alpaca/train.jsonl").open("a") as file:
+        file.write("{}\n")
+    with pytest.raises(KunError, match="alpaca/train.jsonl has changed"):
+        publish(PublishConfig(str(data), str(tmp_path / "shared"), push=True))
+
+
+def test_a_copy_that_differs_is_never_renamed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kun_ray import release
+
+    def half(source: str, target: str, *_: Any) -> None:
+        Path(target).write_bytes(Path(source).read_bytes()[:-1])
+
+    monkeypatch.setattr(release.fs, "copy_files", half)
+    with pytest.raises(KunError, match="the copy is not the same"):
+        publish(PublishConfig(str(data), str(tmp_path / "shared"), push=True))
+    assert {path.name for path in tmp_path.iterdir()} == {"generate", "export"}
+
+
+def test_a_store_that_cannot_rename_is_written_in_place(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that is not called local stands for an object store, as target and as input."""
+    real, bucket = store.resolve, fs.SubTreeFileSystem(str(tmp_path / "bucket"), fs.LocalFileSystem())
+    monkeypatch.setattr(
+        store, "resolve", lambda uri: (bucket, uri.removeprefix("s3://")) if uri.startswith("s3://") else real(uri)
+    )
+    (tmp_path / "bucket").mkdir()
+    publish(PublishConfig(str(data), "s3://kun/shared", push=True))
+    check(tmp_path / "bucket/kun/shared")
+    assert [path.name for path in (tmp_path / "bucket/kun").iterdir()] == ["shared"]
+    data.rename(tmp_path / "bucket/export")
+    publish(PublishConfig("s3://export", str(tmp_path / "copy"), push=True))
+    assert tree(tmp_path / "copy") == tree(tmp_path / "bucket/kun/shared")
+    publish(PublishConfig("s3://export", "me/kun"))
+
+
+@pytest.mark.parametrize("name", ["alpaca/train.jsonl", "parquet/train.parquet", "README.md", "dataset_info.json"])
+def test_a_file_that_was_changed_stays(data: Path, tmp_path: Path, name: str) -> None:
+    content = bytearray((data / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (data / name).write_bytes(content)
+    with pytest.raises(KunError, match=f"{name} has changed since it was written"):
+        publish(PublishConfig(str(data), str(tmp_path / "shared")))
+
+
+def test_checksums_that_were_changed_along_with_a_file_do_not_help(data: Path, tmp_path: Path) -> None:
+    (data / "alpaca/train.jsonl").write_text("{}\n")
+    made = subprocess.run(["sha256sum", *tree(data)], cwd=data, capture_output=True, text=True)
+    (data / "SHA256SUMS").write_text("".join(line for line in made.stdout.splitlines(True) if "_SUCCESS" not in line))
+    with pytest.raises(KunError, match="SHA256SUMS does not hold what summary.json does"):
+        publish(PublishConfig(str(data), str(tmp_path / "shared")))
+
+
+@pytest.mark.parametrize("name", ["_SUCCESS", "alpaca/train.jsonl"])
+def test_an_unfinished_folder_stays(data: Path, tmp_path: Path, name: str) -> None:
+    (data / name).unlink()
+    with pytest.raises(KunError, match="not complete" if name == "_SUCCESS" else "cannot be read"):
+        publish(PublishConfig(str(data), str(tmp_path / "shared")))
+
+
+def test_folders_that_are_nothing_to_publish(tmp_path: Path, data: Path) -> None:
+    with pytest.raises(KunError, match="neither an export nor a trained model"):
+        publish(PublishConfig(str(data.parent / "generate"), "me/x"))
+
+
+def test_what_a_public_dataset_must_say(tmp_path: Path, capsys: Any) -> None:
+    folder = exported(tmp_path, licence="other", sources={"wudao": SourceConfig(licence="not stated: fill it in")})
+    with pytest.raises(ConfigError) as caught:
+        publish(PublishConfig(str(folder), "me/kun", private=False))
+    assert "give licence=… to jobs/export.py" in str(caught.value)
+    assert "sources.wudao.licence=…" in str(caught.value)
+    publish(PublishConfig(str(folder), "me/kun"))
+    assert capsys.readouterr().out.count("warning: give ") == 2
+
+
+def test_credentials_stay(tmp_path: Path) -> None:
+    folder = exported(tmp_path, answer="见 https://a:b@example.org，见 s3://KEY:SECRET@bucket/x")
+    with pytest.raises(KunError, match="alpaca/train.jsonl holds what looks like credentials") as caught:
+        publish(PublishConfig(str(folder), "me/kun"))
+    assert "SECRET" not in str(caught.value)
+    web = exported(tmp_path / "web", answer="网页上写着 https://a:b@example.org")  # the web may say so
+    publish(PublishConfig(str(web), "me/kun"))
+    (web / "LICENSE").write_text("ask hf_" + "abcdefghij" * 3 + "abcd")
+    with pytest.raises(KunError, match="LICENSE holds what looks like credentials"):
+        publish(PublishConfig(str(web), "me/kun"))
+
+
+def test_a_model_is_published_without_what_only_training_needs(model: Path, tmp_path: Path, capsys: Any) -> None:
+    for given, target in ((model, "a"), (model / "model", "b")):
+        publish(PublishConfig(str(given), str(tmp_path / target), push=True, licence="apache-2.0"))
+        check(tmp_path / target)
+        names = set(tree(tmp_path / target))
+        assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= names
+        assert not names & {"kun_ray.json", "checkpoints/x", "data/x", "summary.json"}
+    readme = (tmp_path / "a/README.md").read_text()
+    header = yaml.safe_load(readme.split("---\n")[1])
+    assert header["license"] == "apache-2.0" and "base_model" not in header and "/shared" not in readme
+    assert "# a\n" in readme and "trained from Yi-6B" in readme and "| train: supervised tokens | 4,567 |" in readme
+    with pytest.raises(ConfigError, match="under which one this model is"):
+        publish(PublishConfig(str(model), "me/model", private=False))
+
+
+def test_a_model_that_was_changed_or_not_admitted_stays(model: Path, tmp_path: Path) -> None:
+    (model / "model").rename(model / "model.tmp")
+    with pytest.raises(KunError, match="neither an export nor a trained model"):
+        publish(PublishConfig(str(model / "model.tmp"), str(tmp_path / "x")))
+    (model / "model.tmp").rename(model / "model")
+    with (model / "model/model.safetensors").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(KunError, match="model.safetensors has changed"):
+        publish(PublishConfig(str(model), str(tmp_path / "x")))
+
+
+def test_a_models_own_card_is_published(model: Path, tmp_path: Path) -> None:
+    (model / "model/README.md").write_text("---\nlicense: mit\n---\nmine\n")
+    publish(PublishConfig(str(model), str(tmp_path / "x"), push=True))
+    assert (tmp_path / "x/README.md").read_text().endswith("mine\n")
+    assert publish(PublishConfig(str(model), "me/x", private=False)).licence == "mit"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    made = Hub()
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", made.url)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    yield made
+    made.close()
+
+
+def test_the_hub_gets_exactly_the_release(hub: Hub, data: Path, capsys: Any) -> None:
+    publish(PublishConfig(str(data), "me/kun"))
+    assert hub.private is None and not hub.requests, "a dry run asks nobody"
+    for _ in range(2):  # again: the same repository
+        publish(PublishConfig(str(data), "me/kun", push=True))
+    assert hub.private is True
+    kept = tree(data)
+    assert hub.files == {name: kept[name] for name in kept if name not in ("_SUCCESS", "manifest.json", "summary.json")}
+    assert f"published to {hub.url}/datasets/me/kun (private)" in capsys.readouterr().out
+    hub.private = False
+    with pytest.raises(ConfigError, match="is there already and is PUBLIC"):
+        publish(PublishConfig(str(data), "me/kun", push=True))
+    publish(PublishConfig(str(data), "me/kun", push=True, private=False))
+    hub.files["other.bin"] = b""
+    with pytest.raises(KunError, match=r"me/kun holds something else \(other.bin\)"):
+        publish(PublishConfig(str(data), "me/kun", push=True, private=False))
+
+
+def test_what_the_hub_refuses_is_said_in_one_line(
+    hub: Hub, data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = PublishConfig(str(data), "me/kun", push=True)
+
+    def refusal() -> str:
+        with pytest.raises(KunError) as caught:
+            publish(config)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    hub.refuse = 403
+    assert "the hub answers 403: the token may not write to me/kun" in refusal()
+    hub.refuse = 418
+    assert "the hub answers 418" in refusal()
+    hub.refuse, hub.complaint = 0, '"license" must be one of'
+    assert "the hub refuses this: Invalid metadata" in refusal() and not hub.files
+    hub.complaint, hub.spoil = "", True
+    assert "me/kun does not hold" in refusal()
+    hub.close()
+    assert f"{hub.url} cannot be reached" in refusal()
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    assert "run `hf auth login`, or set HF_TOKEN" in refusal()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE forbids" in refusal()
+
+
+@pytest.mark.parametrize(
+    ("to", "is_hub"),
+    [
+        ("me/kun", True),
+        ("./me/kun", False),
+        ("/a/b", False),
+        ("s3://a/b", False),
+        ("a/b/c", False),
+        ("kun_ray/x", False),
+    ],
+)
+def test_a_hub_id_is_told_from_a_path(to: str, is_hub: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPO)
+    assert PublishConfig("x", to).is_hub() is is_hub
