@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from plain_loop import PlainTorch, arrival, plain_deepspeed
 from shapes import SHAPES, card_limits, drawn, save_random
+from varlen import register
 
 from kun_ray import execution
 from kun_ray.config import RayConfig, load
@@ -47,6 +48,17 @@ from kun_ray.train.memory import cost_of
 from kun_ray.train.model import attention
 
 RANKS = (1, 2, 8, 16)
+GPU_TURNS = [
+    ("1.5b", "auto"),
+    ("1.5b", "varlen"),
+    ("0.5b", "varlen"),
+    ("3b", "varlen"),
+    ("1.5b", "flex_attention"),
+    ("0.5b", "auto"),
+    ("3b", "auto"),
+]
+"""Shape and attention, the most telling first: a process that runs out of time leaves the rest out."""
+GPU_BUDGET_S = 240.0
 
 
 @dataclasses.dataclass
@@ -99,11 +111,15 @@ def on_gpu(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     peak = limits["matmul_flops_per_s"]
     files = {"alpaca_zh deciles": write_pairs(folder / "pairs.jsonl", drawn(2000))}
     settings = ["max_tokens=2048", "tokens_per_micro_batch=4096", "batch_size=64", "gradient_checkpointing=false"]
-    turns = [("tiny", "auto")] if options.smoke else [("1.5b", "auto"), ("0.5b", "auto"), ("3b", "auto")]
+    turns = [("tiny", "auto"), ("tiny", "varlen")] if options.smoke else GPU_TURNS
     if options.smoke:
         settings.append("accelerator=cpu")
     found = {}
+    started = time.monotonic()
     for shape, kind in turns:
+        if time.monotonic() - started > GPU_BUDGET_S - 40:
+            found[f"{shape} {kind}"] = {"left_out": f"{GPU_BUDGET_S:g} s are over"}
+            continue
         names = ["packed", "torch", "deepspeed"]
         if not options.smoke and 2 * 16 * SHAPES[shape].num_parameters() > 0.75 * limits["memory_bytes"]:
             names.remove("torch")  # both optimizers must lie on the card
@@ -141,6 +157,7 @@ def measure(turn: Turn, folder: Path) -> dict[str, Any]:
         TrainConfig,
         [f"model={path}", f"output={output}", f"data=[{{path: {next(iter(turn.pairs.values()))}}}]", *turn.settings],
     )
+    register()
     save_random(turn.shape, path, "cuda" if config.accelerator == "gpu" else "cpu")
     tokenizer = load_tokenizer(str(path))
     store = Folder(output)

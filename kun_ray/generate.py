@@ -29,6 +29,7 @@ from kun_ray.progress import Monitor, duration
 from kun_ray.prompts import load_tokenizer
 from kun_ray.room import require_local_cores, require_local_gpus, wait_for_room
 from kun_ray.schema import FAILED, OK, STATUSES, STEP_RESULTS
+from kun_ray.startup import Startup
 from kun_ray.steps import StepsConfig, build_step
 from kun_ray.suspects import SUSPECTS
 
@@ -94,6 +95,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         KunError: the output holds another run's data, or the counts do not add up.
         KeyboardInterrupt: stopped by a signal; what was finished is kept.
     """
+    startup = Startup()
     source = store.require_complete(config.input)
     for pool in config.pools.values():
         pool.chat_template = models.read_chat_template(pool.chat_template)
@@ -114,7 +116,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         if folder.is_complete():
             print(f"{config.output} is complete already; nothing to do")
             return dict(folder.read_json(store.SUMMARY))
-        return _complete(config, source, folder)
+        return _complete(config, source, folder, startup)
 
 
 def identity(config: GenerateConfig) -> dict[str, Any]:
@@ -126,12 +128,12 @@ def identity(config: GenerateConfig) -> dict[str, Any]:
     return fingerprint(dataclasses.replace(config, pools=pools), store.require_complete(config.input))
 
 
-def _complete(config: GenerateConfig, source: store.Folder, folder: store.Folder) -> dict[str, Any]:
+def _complete(config: GenerateConfig, source: store.Folder, folder: store.Folder, startup: Startup) -> dict[str, Any]:
     """Runs the rows that are not written yet, proves the counts and publishes the stage."""
     book = ledger.Ledger(folder)
     num_rows = source.dataset().count_rows()
     if folder.num_rows() < num_rows:
-        _run(config, source, folder, num_rows, book)
+        _run(config, source, folder, num_rows, book, startup)
     counts = store.prove_counts(folder, num_rows)
     steps = [step for pool in config.pools.values() for step in pool.steps]
     summary = {"stage": "generate", **counts, "rows_in": num_rows, **book.summary(folder, steps, num_rows)}
@@ -147,10 +149,17 @@ def _complete(config: GenerateConfig, source: store.Folder, folder: store.Folder
 
 
 def _run(
-    config: GenerateConfig, source: store.Folder, folder: store.Folder, num_rows: int, book: ledger.Ledger
+    config: GenerateConfig,
+    source: store.Folder,
+    folder: store.Folder,
+    num_rows: int,
+    book: ledger.Ledger,
+    startup: Startup,
 ) -> None:
     """The Ray Data execution. Raises KeyboardInterrupt when it was asked to stop before every row was written."""
+    startup.reached("preflight")
     execution.connect(config.ray, execution.local_cpus(sum(p.replicas * p.num_cpus for p in config.pools.values())))
+    startup.reached("ray")
     if not config.ray.autoscaling:
         placement.require_placement(config.pools, config.output)
         wait_for_room(placement.bundles(config.pools), config.wait_for_resources_s, config.output)
@@ -169,6 +178,7 @@ def _run(
             documents = ray.data.read_parquet(source.parts(), filesystem=source.filesystem)
             dataset = build_dataset(config, documents, board, num_ok / max(1, num_rows))
             execution.write(dataset, folder, config.rows_per_file)
+            book.startup = startup.summary(ray.get(board.moments.remote()))
         except (ray.exceptions.RayError, OSError) as error:
             with contextlib.suppress(OSError):
                 execution.drop_unfinished(folder)

@@ -30,6 +30,7 @@ class Ledger:
         self._folder, self._name = folder, f"{RUNS}/{time.time_ns()}.json"
         self._started = time.monotonic()
         self._pools: dict[str, Counters] = {}
+        self.startup: dict[str, Any] | None = None
         self._before: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
         self._before_s, self.runs = 0.0, 1
         infos = folder.filesystem.get_file_info(fs.FileSelector(folder.child(RUNS), allow_not_found=True))
@@ -74,6 +75,7 @@ class Ledger:
             "useful_output_tokens": useful,
             "tokens_redone": decoded - useful,
             "goodput": round(useful / decoded, 4) if decoded else 1.0,
+            "startup": self.startup,
             "pools": totals,
         }
 

@@ -114,6 +114,7 @@ class Pool:
         tokenizer = load_tokenizer(model, config.chat_template, config.trust_remote_code)
         self._steps = [with_local_adapter(build_step(step, steps, tokenizer)) for step in config.steps]
         self._engine: Engine = self._start_engine(model, stop_token_ids(tokenizer), RESTART_TRIES if again else 1)
+        self._loaded_at, self._first_row = time.time(), True
         self._replica = f"{self._actor}.{uuid.uuid4().hex[:8]}"
         self._counters: collections.Counter[str] = collections.Counter(load_s=int(time.monotonic() - started))
         self._slots = asyncio.Semaphore(config.max_in_flight())
@@ -195,6 +196,8 @@ class Pool:
                     row.update(await self._step(step, row))
                     self._breaker.note(failed=False)
                     self._counters["answered"] += 1
+                    if self._first_row:
+                        self._tell_startup()
                 except EngineDead as error:
                     # Ray restarts an actor that exits and gives it its blocks again; an exception would be retried on
                     # this same dead engine, for ever. What is inside must be known before the others' errors arrive.
@@ -247,6 +250,13 @@ class Pool:
     def _report(self) -> Any:
         cleared, self._cleared = self._cleared, []
         return self._board.report.remote(self._name, self._replica, dict(self._counters), self._actor, cleared)
+
+    def _tell_startup(self) -> None:
+        self._first_row = False
+        if self._board is not None:
+            token, now = self._engine.first_token_at, time.time()
+            moments = {"engine": self._loaded_at, "first_token": token or now, "first_row": now}
+            self._board.reached.remote(self._name, moments)
 
     def _watch_forever(self) -> None:
         """Ends this process when its engine has requests inside and nothing comes out: a thread, for the loop may hang."""
