@@ -61,7 +61,6 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape(128, 3, 4, 2, 384, tiny.VOCABULARY, 2048),
-    "7m": Shape(256, 6, 4, 2, 768, tiny.VOCABULARY, 2048),
     "29m": Shape(512, 8, 8, 4, 1536, tiny.VOCABULARY, 2048),
     "0.5b": Shape(1024, 24, 16, 8, 3072),
     "1.5b": Shape(2048, 24, 16, 8, 6144),

@@ -33,7 +33,6 @@ import numpy as np
 import torch
 from plain_loop import PlainTorch, arrival, plain_deepspeed
 from shapes import SHAPES, card_limits, drawn, save_random
-from varlen import register
 
 from kun_ray import execution
 from kun_ray.config import RayConfig, load
@@ -50,9 +49,9 @@ from kun_ray.train.model import attention
 RANKS = (1, 2, 8, 16)
 GPU_TURNS = [
     ("1.5b", "auto"),
-    ("1.5b", "varlen"),
-    ("0.5b", "varlen"),
-    ("3b", "varlen"),
+    ("1.5b", "packed"),
+    ("0.5b", "packed"),
+    ("3b", "packed"),
     ("1.5b", "flex_attention"),
     ("0.5b", "auto"),
     ("3b", "auto"),
@@ -100,7 +99,7 @@ def on_cpu(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         files["alpaca_zh"] = str(options.data) if options.data else write_pairs(folder / "alpaca.jsonl", drawn(600))
     settings = ["accelerator=cpu", "dtype=float32", "max_tokens=2048", "tokens_per_micro_batch=2048", "batch_size=32"]
     settings += ["gradient_checkpointing=false", "lr=1e-4"]
-    shape, steps = ("7m", options.steps or 2) if options.short else ("29m", options.steps or 9)
+    shape, steps = ("tiny", options.steps or 2) if options.short else ("29m", options.steps or 9)
     names = ["packed", "padded", "arrival", "torch", "deepspeed"]
     found = in_process(measure, Turn(shape, names, steps, files, settings), folder)
     return {"shape": shape, "sources": {name: Path(file).name for name, file in files.items()}, **found}
@@ -116,7 +115,7 @@ def on_gpu(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     steps = options.steps or (2 if options.smoke else 8)
     found: dict[str, Any] = {}
     started = time.monotonic()
-    for shape, kind in [("tiny", "auto"), ("tiny", "varlen")] if options.smoke else GPU_TURNS:
+    for shape, kind in [("tiny", "auto"), ("tiny", "packed")] if options.smoke else GPU_TURNS:
         if time.monotonic() - started > GPU_BUDGET_S:
             found[f"{shape} {kind}"] = "left out: the time is over"
             continue
@@ -150,7 +149,6 @@ def measure(turn: Turn, folder: Path) -> dict[str, Any]:
         TrainConfig,
         [f"model={path}", f"output={output}", f"data=[{{path: {next(iter(turn.pairs.values()))}}}]", *turn.settings],
     )
-    register()
     save_random(turn.shape, path, "cuda" if config.accelerator == "gpu" else "cpu")
     tokenizer = load_tokenizer(str(path))
     store = Folder(output)
