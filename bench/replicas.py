@@ -41,6 +41,7 @@ class FixedEngine:
     """Answers each request SERVICE_S seconds after one of its places is free."""
 
     max_model_len = 2048
+    first_token_at: float | None = None
 
     def __init__(self, journal: Path) -> None:
         self.num_events = 0

@@ -1,4 +1,4 @@
-"""Model shapes, random texts and the card's measured limits, for the benchmarks. Weights are never stored."""
+"""Model shapes, random texts and the card's measured limits, for the benchmarks."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from kun_ray.demo import tiny
 from kun_ray.prompts import CHATML
@@ -59,13 +61,22 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape(128, 3, 4, 2, 384, tiny.VOCABULARY, 2048),
+    "29m": Shape(512, 8, 8, 4, 1536, tiny.VOCABULARY, 2048),
     "0.1b": Shape(768, 12, 12, 4, 2048),
     "0.5b": Shape(1024, 24, 16, 8, 3072),
     "1.5b": Shape(2048, 24, 16, 8, 6144),
+    "3b": Shape(3072, 28, 24, 8, 8192),
     "7b": Shape(4096, 32, 32, 8, 14_336),
     "34b": Shape(7168, 60, 56, 8, 20_480),
 }
 """34b is Yi-34B's; the others are Llama shapes of about that many parameters with Yi's vocabulary."""
+
+
+DECILES = {
+    "instruction": [2, 10, 12, 14, 15, 17, 19, 22, 27, 38, 181],
+    "output": [3, 26, 46, 79, 115, 161, 215, 277, 346, 405, 1200],
+}
+"""Characters of alpaca_zh_demo.json (1,000 pairs; llamafactory 0.9.5's source distribution): least, deciles, most."""
 
 
 def save_shape(name: str, folder: Path) -> None:
@@ -89,6 +100,16 @@ def save_shape(name: str, folder: Path) -> None:
     _tokenizer(shape.vocabulary).save_pretrained(folder)
 
 
+def save_random(shape: str, folder: Path, device: str) -> None:
+    """A model folder with random weights in bf16."""
+    if (folder / "config.json").is_file():
+        return
+    save_shape(shape, folder)
+    with torch.device(device):
+        network = LlamaForCausalLM._from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16)
+    network.save_pretrained(folder)
+
+
 def texts(num: int, seed: int) -> list[str]:
     """Distinct texts of about 300 characters: sentences of the demo's documents, shuffled."""
     rng = random.Random(seed)
@@ -105,12 +126,24 @@ def texts(num: int, seed: int) -> list[str]:
     return found
 
 
+def drawn(num: int) -> list[dict[str, str]]:
+    """Instruction pairs whose lengths in characters follow DECILES; their words are the demo's."""
+    rng = random.Random(0)
+    words = "".join(texts(200, seed=0))
+
+    def piece(deciles: list[int]) -> str:
+        length = round(float(np.interp(rng.random() * 10, range(11), deciles)))
+        start = rng.randrange(len(words) - length)
+        return words[start : start + length]
+
+    return [{name: piece(deciles) for name, deciles in DECILES.items()} for _ in range(num)]
+
+
 def card_limits(cpu: bool) -> dict[str, Any]:
     """Measured matmul rate (bf16, 8192³) and copy bandwidth (bytes read + written) of this machine."""
+    import os
     import platform
     import time
-
-    import torch
 
     device = torch.device("cpu" if cpu else "cuda")
     size = 1024 if cpu else 8192
@@ -136,6 +169,8 @@ def card_limits(cpu: bool) -> dict[str, Any]:
     import transformers
     import vllm
 
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if cpu else torch.cuda.mem_get_info()[1]
+    found["memory_bytes"] = memory
     return {**found, "torch": torch.__version__, "vllm": vllm.__version__, "transformers": transformers.__version__}
 
 

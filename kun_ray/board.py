@@ -41,6 +41,7 @@ class Board:
         self._deaths = Deaths(read_suspects(self._folder))
         self._told: set[str] = set()
         self._answered: dict[str, bool] = {}
+        self._moments: dict[str, dict[str, float]] = collections.defaultdict(dict)
 
     def report(self, pool: str, replica: str, counters: Counters, actor: str = "", cleared: Sequence[str] = ()) -> bool:
         """Stores one replica's counters; the answer is whether it should take no more rows.
@@ -85,8 +86,18 @@ class Board:
             answered = self._answered.get(actor, False)
             self._count(pool, rows, "its process ended without a word (killed, or out of memory?)", False, answered)
         self._told.discard(actor)
+        self._moments[pool].setdefault("actor", time.time())
         self._answered[actor] = False
         return dict(self._deaths.suspects[pool]), self._deaths.fatal(pool)
+
+    def reached(self, pool: str, moments: dict[str, float]) -> None:
+        """When a replica came so far; of several, the first counts (startup.py)."""
+        for moment, at in moments.items():
+            self._moments[pool][moment] = min(at, self._moments[pool].get(moment, at))
+
+    def moments(self) -> dict[str, dict[str, float]]:
+        """Pool → moment → seconds since the epoch."""
+        return {pool: dict(moments) for pool, moments in self._moments.items()}
 
     def request_stop(self, pools: list[str]) -> None:
         """From now on the replicas of these pools start no more rows."""

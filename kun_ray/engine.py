@@ -93,6 +93,8 @@ class Engine(Protocol):
     max_model_len: int
     num_events: int
     """Signs of life so far. While requests are inside and the engine works, it grows."""
+    first_token_at: float | None
+    """When its first token came out, seconds since the epoch."""
 
     def kill(self) -> None:
         """Ends the engine's processes at once, whatever they do."""
@@ -124,9 +126,8 @@ class VllmEngine:
             raise RuntimeError(self._tail.cause() or f"{type(error).__name__}: {error}") from error
         self._stop_token_ids = stop_token_ids
         self._adapters: dict[str, int] = {}
-        self._num_requests = 0
-        self._num_running = 0
-        self.num_events = 0
+        self._num_requests = self._num_running = self.num_events = 0
+        self.first_token_at: float | None = None
         for name in ("vllm.v1.engine.async_llm", "vllm.v1.engine.core_client"):
             logging.getLogger(name).addFilter(lambda record: self._num_running > 0)  # an idle engine's end is no news
         self.max_model_len: int = self._llm.model_config.max_model_len
@@ -148,14 +149,8 @@ class VllmEngine:
     async def choose(self, prompt: list[int], candidates: tuple[int, ...], adapter: str | None = None) -> Reply:
         from vllm import SamplingParams
 
-        params = SamplingParams(
-            max_tokens=1,
-            temperature=0.0,
-            logprob_token_ids=list(candidates),
-            detokenize=False,
-            output_kind=_final_only(),
-        )
-        output = await self._request(prompt, params, adapter)
+        once = {"max_tokens": 1, "temperature": 0.0, "detokenize": False, "output_kind": _final_only()}
+        output = await self._request(prompt, SamplingParams(**once, logprob_token_ids=list(candidates)), adapter)
         found = output.outputs[0].logprobs[0]
         logprobs = tuple(found[token].logprob if token in found else -math.inf for token in candidates)
         return Reply(len(prompt), 1, "chosen", logprobs=logprobs, num_cached_tokens=output.num_cached_tokens or 0)
@@ -199,6 +194,7 @@ class VllmEngine:
                 {"prompt_token_ids": prompt}, params, str(self._num_requests), lora_request=self._adapter(adapter)
             ):
                 result = output
+                self.first_token_at = self.first_token_at or time.time()
                 self.num_events += 1
         except EngineDeadError as error:
             words = self._tail.cause() or "its core ended without a word (killed, or out of memory?)"

@@ -24,12 +24,14 @@ from kun_ray.board import new_board
 from kun_ray.config import ConfigError, KunError, RayConfig, require, show_config, to_dict
 from kun_ray.engine import check_engine_arguments, check_engine_installed
 from kun_ray.fingerprint import fingerprint
+from kun_ray.headroom import check_pools
 from kun_ray.lease import LEASE_S
 from kun_ray.pool import DEFERRED, Pool, PoolConfig
 from kun_ray.progress import Monitor, duration
 from kun_ray.prompts import load_tokenizer
 from kun_ray.room import accelerators, require_local_cores, require_local_gpus, wait_for_room
 from kun_ray.schema import FAILED, OK, STATUSES, STEP_RESULTS
+from kun_ray.startup import Startup
 from kun_ray.steps import StepsConfig, build_step
 from kun_ray.suspects import SUSPECTS
 
@@ -99,6 +101,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         KunError: the output holds another run's data, or the counts do not add up.
         KeyboardInterrupt: stopped by a signal; what was finished is kept.
     """
+    startup = Startup()
     source = store.require_complete(config.input, READS)
     for pool in config.pools.values():
         pool.chat_template = models.read_chat_template(pool.chat_template)
@@ -119,7 +122,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         if folder.is_complete():
             print(f"{config.output} is complete already; nothing to do")
             return dict(folder.read_json(store.SUMMARY))
-        return _complete(config, source, folder)
+        return _complete(config, source, folder, startup)
 
 
 def identity(config: GenerateConfig) -> dict[str, Any]:
@@ -131,9 +134,9 @@ def identity(config: GenerateConfig) -> dict[str, Any]:
     return fingerprint(dataclasses.replace(config, pools=pools), store.require_complete(config.input))
 
 
-def _complete(config: GenerateConfig, source: store.Folder, folder: store.Folder) -> dict[str, Any]:
+def _complete(config: GenerateConfig, source: store.Folder, folder: store.Folder, startup: Startup) -> dict[str, Any]:
     """Runs the rows that are not written yet, proves the counts and publishes the stage."""
-    book, num_rows = ledger.Ledger(folder), source.dataset().count_rows()
+    book, num_rows = ledger.Ledger(folder, startup), source.dataset().count_rows()
     while folder.num_rows() < num_rows:
         try:
             _run(config, source, folder, num_rows, book)
@@ -161,9 +164,9 @@ def _run(
     config: GenerateConfig, source: store.Folder, folder: store.Folder, num_rows: int, book: ledger.Ledger
 ) -> None:
     """The Ray Data execution. Raises KeyboardInterrupt when it was asked to stop before every row was written."""
+    book.startup.reached("preflight")
     execution.connect(config.ray, execution.local_cpus(sum(p.replicas * p.num_cpus for p in config.pools.values())))
-    from kun_ray.headroom import check_pools  # it plans generate jobs, so it imports this module
-
+    book.startup.reached("ray")
     check_pools(config, set() if config.ray.autoscaling else accelerators())
     if not config.ray.autoscaling:
         placement.require_placement(config.pools, config.output)
@@ -186,6 +189,7 @@ def _run(
             after_s = math.inf if config.ray.autoscaling else config.wait_for_nodes_s
             with shrink.watching(config.pools, monitor.totals, after_s):
                 execution.write(dataset, folder, config.rows_per_file)
+            book.moments = ray.get(board.moments.remote())
         except (ray.exceptions.RayError, OSError) as error:
             with contextlib.suppress(OSError):
                 execution.drop_unfinished(folder)

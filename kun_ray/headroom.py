@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from huggingface_hub import try_to_load_from_cache
 
 from kun_ray.capacity import CARDS, Card, Traffic, capacity, smallest_change
 from kun_ray.config import ConfigError
-from kun_ray.generate import GenerateConfig
 from kun_ray.pool import PoolConfig
 from kun_ray.train.config import TrainConfig
 from kun_ray.train.dry import cheapest_change
 from kun_ray.train.memory import Cost, cost_of_files
 from kun_ray.workload import Options, count_input, traffic
+
+if TYPE_CHECKING:
+    from kun_ray.generate import GenerateConfig
 
 NAMES: Final = {
     "A100-40G": CARDS["A100-40"],

@@ -16,6 +16,7 @@ from pyarrow import fs
 
 from kun_ray.board import Counters
 from kun_ray.schema import OK, STATUSES
+from kun_ray.startup import Startup
 from kun_ray.store import Folder
 
 RUNS = "_runs"
@@ -26,10 +27,11 @@ _NOW = ("in_flight", "alive", "replicas")
 class Ledger:
     """Totals of the runs before this one, and the file of this one."""
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, startup: Startup | None = None) -> None:
         self._folder, self._name = folder, f"{RUNS}/{time.time_ns()}.json"
         self._started = time.monotonic()
         self._pools: dict[str, Counters] = {}
+        self.startup, self.moments = startup or Startup(), dict[str, dict[str, float]]()
         self._before: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
         self._before_s, self.runs = 0.0, 1
         infos = folder.filesystem.get_file_info(fs.FileSelector(folder.child(RUNS), allow_not_found=True))
@@ -74,6 +76,7 @@ class Ledger:
             "useful_output_tokens": useful,
             "tokens_redone": decoded - useful,
             "goodput": round(useful / decoded, 4) if decoded else 1.0,
+            "startup": self.startup.summary(self.moments) if self.moments else None,
             "pools": totals,
         }
 

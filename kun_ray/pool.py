@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from kun_ray import startup
 from kun_ray.adapters import with_adapters, with_local_adapter
 from kun_ray.config import KunError, require
 from kun_ray.engine import Engine, EngineConfig, EngineDead, VllmEngine
@@ -31,7 +32,7 @@ from kun_ray.prompts import load_tokenizer, stop_token_ids
 from kun_ray.replies import Reply
 from kun_ray.schema import FAILED, OK, changed, step_fields, with_steps
 from kun_ray.steps import STEPS, Step, StepsConfig, build_step
-from kun_ray.suspects import QUARANTINED, Breaker, Flight, flight_path, groups, left_behind
+from kun_ray.suspects import QUARANTINED, Breaker, Flight, flight_path, groups, identity, left_behind
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class Pool:
     def __init__(self, name: str, config: PoolConfig, steps: StepsConfig, board: Any = None) -> None:
         started = time.monotonic()
         self._name, self._config, self._board = name, config, board
-        self._actor, again = _identity()
+        self._actor, again = identity()
         path = flight_path(self._actor)
         self._deaths: dict[str, int] = {}
         self._fatal: str | None = None
@@ -120,6 +121,7 @@ class Pool:
             *(p for s in self._steps for p in s.prompt.pieces if isinstance(p, str)),
         }
         self._engine: Engine = self._start_engine(model, stop_token_ids(tokenizer), RESTART_TRIES if again else 1)
+        self._loaded_at = time.time()
         self._replica = f"{self._actor}.{uuid.uuid4().hex[:8]}"
         self._counters: collections.Counter[str] = collections.Counter(load_s=int(time.monotonic() - started))
         self._slots = asyncio.Semaphore(config.max_in_flight())
@@ -201,6 +203,9 @@ class Pool:
                     row.update(await self._step(step, row))
                     self._breaker.note(failed=False)
                     self._counters["answered"] += 1
+                    if self._loaded_at:
+                        startup.tell(self._board, self._name, self._loaded_at, self._engine.first_token_at)
+                        self._loaded_at = 0.0
                 except EngineDead as error:
                     # Ray restarts an actor that exits and gives it its blocks again; an exception would be retried on
                     # this same dead engine, for ever. What is inside must be known before the others' errors arrive.
@@ -284,13 +289,6 @@ class Pool:
                 pass  # the next process of this actor finds the rows in the file
         self._engine.kill()
         os._exit(1)
-
-
-def _identity() -> tuple[str, bool]:
-    """The name of the actor that this process runs, and whether an earlier process of it has died."""
-    if not ray.is_initialized() or (actor := ray.get_runtime_context().get_actor_id()) is None:
-        return uuid.uuid4().hex, False
-    return actor, bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
 
 def one_line(error: BaseException) -> str:

@@ -11,9 +11,12 @@ import collections
 import mmap
 import os
 import tempfile
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import ray
 
 SUSPECTS = "_suspects.json"
 """In a stage folder: pool → doc_id → deaths that the row was part of."""
@@ -173,3 +176,10 @@ def groups(rows: list[dict[str, Any]], deaths: dict[str, int], together: int) ->
     fresh = [row for row in rows if deaths[row["doc_id"]] < DEATHS]
     singles = [[row] for row in rows if deaths[row["doc_id"]] >= DEATHS]
     return [fresh[start : start + together] for start in range(0, len(fresh), together)] + singles
+
+
+def identity() -> tuple[str, bool]:
+    """The name of the actor that this process runs, and whether an earlier process of it has died."""
+    if not ray.is_initialized() or (actor := ray.get_runtime_context().get_actor_id()) is None:
+        return uuid.uuid4().hex, False
+    return actor, bool(ray.get_runtime_context().was_current_actor_reconstructed)

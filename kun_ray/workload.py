@@ -11,7 +11,7 @@ import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,7 +20,6 @@ from kun_ray import store
 from kun_ray.capacity import Traffic
 from kun_ray.config import ConfigError, KunError
 from kun_ray.corpora import CorpusConfig, list_corpora, read_file
-from kun_ray.generate import GenerateConfig
 from kun_ray.pool import PoolConfig
 from kun_ray.prepare import PrepareConfig, clean_batch
 from kun_ray.prompts import build_prompt, count_tokens, load_tokenizer
@@ -28,6 +27,9 @@ from kun_ray.schema import OK
 from kun_ray.sources import CorpusFile
 from kun_ray.train import data
 from kun_ray.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from kun_ray.generate import GenerateConfig
 
 TOKENS_PER_CHAR = 0.65
 """Of Chinese text in Yi's vocabulary, about; used only without a tokenizer."""

@@ -166,7 +166,8 @@ class TrainConfig:
     dtype: str = "bfloat16"
     """`bfloat16` (with float32 master weights) or `float32`."""
     attention: str = "auto"
-    """`auto` takes flash_attention_2 where it is installed, else sdpa; or a name that transformers knows."""
+    """`auto` takes flash_attention_2 where it is installed, else sdpa, and packed on CPUs; or a name that transformers knows.
+    `packed` computes only the pairs of tokens within each sample; sdpa computes all of a packed row and masks the rest."""
     gradient_checkpointing: bool = True
     """Computes activations again in the backward pass instead of keeping them."""
     lora: LoraConfig | None = None

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from kun_ray.config import ConfigError
+from kun_ray.train.attention import NAME, register
 from kun_ray.train.config import LoraConfig, TrainConfig
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -64,6 +65,7 @@ def build_model(path: str, config: TrainConfig) -> PreTrainedModel:
     """The base model with its weights, sharded if Zero3Notice is on. Raises ConfigError for a model that cannot be trained."""
     from transformers.initialization import no_init_weights
 
+    register()
     hf_config = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(
@@ -81,9 +83,11 @@ def build_model(path: str, config: TrainConfig) -> PreTrainedModel:
 
 
 def attention(config: TrainConfig) -> str:
-    """The attention that transformers shall use."""
+    """The attention that transformers shall use. `packed` is kun_ray's own (attention.py)."""
     if config.attention != "auto":
         return config.attention
+    if config.accelerator == "cpu":
+        return NAME if config.packing else "sdpa"
     return "flash_attention_2" if config.accelerator == "gpu" and importlib.util.find_spec("flash_attn") else "sdpa"
 
 

@@ -58,6 +58,7 @@ class FakeEngine:
     def __init__(self, plan: Plan, tokenizer: Any) -> None:
         self.max_model_len = plan.context
         self.num_events = 0
+        self.first_token_at: float | None = None
         self._plan, self._tokenizer = plan, tokenizer
         self._in_flight = 0
         self._node = ray.get_runtime_context().get_node_id()
@@ -126,6 +127,7 @@ class FakeEngine:
         finally:
             self._in_flight -= 1
             self.num_events += 1
+            self.first_token_at = self.first_token_at or time.time()
             self._note(step, row, "end")
 
     def _first(self, name: str) -> bool:

@@ -35,6 +35,10 @@ def test_the_full_chain_gives_every_row_once(cluster, documents, chain, capsys):
     assert ids(job.folder()) == ids(source)
     assert summary == job.folder().read_json("summary.json")
     assert summary["rows"] == summary["rows_in"] == 600 and summary["repeated_ids"] == 0
+    for pool in ("label", "chat"):
+        parts = summary["startup"]["pools"][pool]
+        assert list(parts) == ["actor_s", "engine_s", "first_token_s", "first_row_s"] and min(parts.values()) >= 0
+        assert sum(parts.values()) < summary["elapsed_s"]
     assert (summary["ok"], summary["rejected"], summary["failed"]) == (531, 62, 7)
     assert summary["reasons"] == {
         "rejected/too_short": 60,
