@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from decoding import GREEDY, greedy, text_of
-from nodes import three_nodes, workers_of
+from nodes import three_nodes
 from transformers import AutoModelForCausalLM
 
 from kun_ray.config import KunError, load
@@ -140,9 +140,9 @@ def test_a_lost_node_is_survived(workshop: Path, killed: dict[str, Any]) -> None
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         while process.poll() is None and not reached(Folder(f"{workshop}/nodes"), 7):
             time.sleep(0.05)
-        for node in nodes.worker_nodes:
-            if any("RayTrainWorker" in " ".join(worker.cmdline()) for worker in workers_of(node)):
-                nodes.remove_node(node, allow_graceful=False)
+        for node in set(nodes.raylets) - {nodes.head}:
+            if any("RayTrainWorker" in " ".join(worker.cmdline()) for worker in nodes.workers_of(node)):
+                nodes.kill(node)
                 break
         else:
             pytest.fail("no rank outside the head: " + (workshop / "nodes.log").read_text()[-2000:])
