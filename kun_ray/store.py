@@ -217,12 +217,8 @@ def count_rows(folder: Folder) -> dict[str, Any]:
         for batch in folder.dataset().to_batches(columns=["doc_id", "status", "reason"]):
             for group in batch.to_struct_array().field("status").value_counts().to_pylist():
                 statuses[group["values"]] += group["counts"]
-            pairs = (
-                pa.table({"s": batch["status"], "r": batch["reason"]})
-                .group_by(["s", "r"])
-                .aggregate([([], "count_all")])
-            )
-            for pair in pairs.to_pylist():
+            both = pa.table({"s": batch["status"], "r": batch["reason"]})
+            for pair in both.group_by(["s", "r"]).aggregate([([], "count_all")]).to_pylist():
                 if pair["s"] != "ok":
                     reasons[f"{pair['s']}/{pair['r']}"] += pair["count_all"]
             ids.append(np.array(batch["doc_id"].to_pylist(), dtype="S32"))
