@@ -42,6 +42,7 @@ class FixedEngine:
 
     max_model_len = 2048
     first_token_at: float | None = None
+    stats = None
 
     def __init__(self, journal: Path) -> None:
         self.num_events = 0

@@ -51,6 +51,7 @@ class FreeEngine:
     max_model_len = 2048
     num_events = 0
     first_token_at: float | None = None
+    stats = None
 
     def kill(self) -> None:
         """It has no processes."""

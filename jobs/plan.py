@@ -13,5 +13,6 @@ if __name__ == "__main__":
     try:
         keys = top_level_keys([arg for arg in sys.argv[1:] if arg not in ("-h", "--help")])
     except KunError as error:
-        sys.exit(f"configuration error: {error}")
+        print(f"configuration error: {error}", file=sys.stderr)
+        sys.exit(2)
     run_job(schema_of(keys), plan, __doc__)

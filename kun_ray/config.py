@@ -128,7 +128,7 @@ def _require_item(config: DictConfig, key: str) -> None:
 
 def top_level_keys(argv: list[str]) -> set[str]:
     """The first parts of all keys that YAML files and `key=value` arguments set. Raises ConfigError as `load` does."""
-    return {str(key) for arg in argv for key in _parse(arg)}
+    return {str(key) for arg in _without_dashes(argv) for key in _parse(arg)}
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -157,7 +157,8 @@ def run_job(schema: type[T], main: Callable[[T], object], doc: str | None, posit
         with contextlib.suppress(BrokenPipeError):  # --help | head
             print(f"{(doc or '').strip()}\n\n{usage}\n\n{describe(schema)}", flush=True)
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for signum in (signal.SIGINT, signal.SIGTERM):  # in a shell's background, processes begin with SIGINT ignored
+        signal.signal(signum, signal.default_int_handler)
     if PARENT in os.environ:
         threading.Thread(target=_end_with, args=(int(os.environ[PARENT]),), name="parent", daemon=True).start()
     try:

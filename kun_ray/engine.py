@@ -24,6 +24,7 @@ from omegaconf import MISSING
 
 from kun_ray.config import ConfigError, one_of, require
 from kun_ray.lastwords import Tail
+from kun_ray.metrics import EngineStats
 from kun_ray.replies import Reply
 from kun_ray.steps import Sampling
 
@@ -95,6 +96,8 @@ class Engine(Protocol):
     """Signs of life so far. While requests are inside and the engine works, it grows."""
     first_token_at: float | None
     """When its first token came out, seconds since the epoch."""
+    stats: Any
+    """EngineStats: what it says of its cache and its queue; or None."""
 
     def kill(self) -> None:
         """Ends the engine's processes at once, whatever they do."""
@@ -117,10 +120,11 @@ class VllmEngine:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        self._tail = Tail()
+        self._tail, self.stats = Tail(), EngineStats()
         try:
             with self._tail.listening():
-                self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(config, model_path)))
+                arguments = AsyncEngineArgs(**engine_arguments(config, model_path))
+                self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[self.stats.stat_logger])
         except Exception as error:
             time.sleep(0.5)  # the last lines are still in the pipe
             raise RuntimeError(self._tail.cause() or f"{type(error).__name__}: {error}") from error
@@ -148,8 +152,9 @@ class VllmEngine:
 
     async def choose(self, prompt: list[int], candidates: tuple[int, ...], adapter: str | None = None) -> Reply:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
-        once = {"max_tokens": 1, "temperature": 0.0, "detokenize": False, "output_kind": _final_only()}
+        once = {"max_tokens": 1, "temperature": 0.0, "detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY}
         output = await self._request(prompt, SamplingParams(**once, logprob_token_ids=list(candidates)), adapter)
         found = output.outputs[0].logprobs[0]
         logprobs = tuple(found[token].logprob if token in found else -math.inf for token in candidates)
@@ -157,8 +162,9 @@ class VllmEngine:
 
     async def perplexity(self, prompt: list[int], adapter: str | None = None) -> Reply:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
-        once = {"max_tokens": 1, "temperature": 0.0, "detokenize": False, "output_kind": _final_only()}
+        once = {"max_tokens": 1, "temperature": 0.0, "detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY}
         output = await self._request(prompt, SamplingParams(**once, prompt_logprobs=0), adapter)
         logprobs = [
             at[token].logprob for token, at in zip(prompt, output.prompt_logprobs, strict=True) if at is not None
@@ -231,6 +237,7 @@ def check_engine_arguments(config: EngineConfig) -> None:
     if not config.engine:
         return
     known = _engine_argument_names()
+    require("hf_token" not in config.engine, "engine.hf_token would stand in logs and in manifest.json: set HF_TOKEN")
     for name in config.engine:
         close = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean `{close[0]}`?" if close else "; see the engine arguments in vLLM's documentation"
@@ -288,9 +295,3 @@ def _start_resource_tracker_silently() -> None:
         finally:
             os.dup2(before, 2)
             os.close(before)
-
-
-def _final_only() -> Any:
-    from vllm.sampling_params import RequestOutputKind
-
-    return RequestOutputKind.FINAL_ONLY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from kun_ray import models, store
@@ -42,7 +43,6 @@ ONLY_SPEED = frozenset(
         "enable_sleep_mode",
         "enforce_eager",
         "gpu_memory_utilization",
-        "hf_token",
         "kernel_config",
         "kv_cache_memory_bytes",
         "kv_cache_metrics",
@@ -111,3 +111,12 @@ def fingerprint(config: GenerateConfig, source: store.Folder) -> dict[str, Any]:
             name: models.model_digest(adapter) for name in used if (adapter := (steps[name] or {}).get("adapter"))
         },
     }
+
+
+def identity(config: GenerateConfig) -> dict[str, Any]:
+    """What decides this stage's output, of a configuration that has not run yet. Raises KunError without its input."""
+    pools = {
+        name: dataclasses.replace(pool, chat_template=models.read_chat_template(pool.chat_template))
+        for name, pool in config.pools.items()
+    }
+    return fingerprint(dataclasses.replace(config, pools=pools), store.require_complete(config.input))

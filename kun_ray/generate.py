@@ -26,6 +26,7 @@ from kun_ray.engine import check_engine_arguments, check_engine_installed
 from kun_ray.fingerprint import fingerprint
 from kun_ray.headroom import check_pools
 from kun_ray.lease import LEASE_S
+from kun_ray.metrics import shown_as
 from kun_ray.pool import DEFERRED, Pool, PoolConfig
 from kun_ray.progress import Monitor, duration
 from kun_ray.prompts import load_tokenizer
@@ -91,6 +92,7 @@ class GenerateConfig:
         require(len(steps) == len(set(steps)), f"a step runs in two pools: {', '.join(steps)}")
         require(self.retry in (None, FAILED), f"retry is {self.retry!r}, but must be `{FAILED}` or null")
         require(self.rows_per_file >= 1, "rows_per_file must be at least 1")
+        require(self.wait_for_nodes_s > 0, "wait_for_nodes_s must be above 0")
 
 
 def generate(config: GenerateConfig) -> dict[str, Any]:
@@ -123,15 +125,6 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
             print(f"{config.output} is complete already; nothing to do")
             return dict(folder.read_json(store.SUMMARY))
         return _complete(config, source, folder, startup)
-
-
-def identity(config: GenerateConfig) -> dict[str, Any]:
-    """What decides this stage's output, of a configuration that has not run yet. Raises KunError without its input."""
-    pools = {
-        name: dataclasses.replace(pool, chat_template=models.read_chat_template(pool.chat_template))
-        for name, pool in config.pools.items()
-    }
-    return fingerprint(dataclasses.replace(config, pools=pools), store.require_complete(config.input))
 
 
 def _complete(config: GenerateConfig, source: store.Folder, folder: store.Folder, startup: Startup) -> dict[str, Any]:
@@ -190,6 +183,10 @@ def _run(
             with shrink.watching(config.pools, monitor.totals, after_s):
                 execution.write(dataset, folder, config.rows_per_file)
             book.moments = ray.get(board.moments.remote())
+        except shrink.ReplicasLost:
+            if stopped.is_set():
+                raise KeyboardInterrupt from None
+            raise
         except (ray.exceptions.RayError, OSError) as error:
             with contextlib.suppress(OSError):
                 execution.drop_unfinished(folder)
@@ -219,7 +216,7 @@ def build_dataset(
         busy_share /= 2  # about as many rows as a step settles in Kun; too low a guess only costs a few idle blocks
         # not map_batches, which wants a batch size when there are GPUs; a pool takes a block as it is
         dataset = dataset.repartition(target_num_rows_per_block=pool.rows_per_block).map_batches_internal(
-            Pool,
+            shown_as(Pool, name, pool.steps),
             fn_constructor_args=(name, pool, steps, board),
             batch_size=None,
             batch_format="pyarrow",

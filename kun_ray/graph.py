@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from kun_ray import export, generate, lease, prepare, store
+from kun_ray import export, fingerprint, generate, lease, prepare, store
 from kun_ray.config import ConfigError, RayConfig, load, merge, require, to_dict
 from kun_ray.corpora import CorpusConfig, list_corpora
 from kun_ray.train import launch
@@ -95,7 +95,7 @@ class Job:
 
 JOBS = {
     "prepare": Job(prepare.PrepareConfig, lambda c: prepare.fingerprint(c, list_corpora(c.corpora)), False),
-    "generate": Job(generate.GenerateConfig, generate.identity, True),
+    "generate": Job(generate.GenerateConfig, fingerprint.identity, True),
     "export": Job(export.ExportConfig, lambda c: export.fingerprint(c, store.require_complete(c.input)), False),
     "train": Job(TrainConfig, launch.fingerprint, True),
 }

@@ -94,7 +94,7 @@ def _check_pool(name: str, pool: PoolConfig, cost: Cost, card: Card | None, aske
         f"{found.num_sequences} rows at once (computed)",
         flush=True,
     )
-    if pool.accelerator == "cpu" or found.fits or "cpu_offload_gb" in pool.engine:
+    if pool.accelerator == "cpu" or found.fits or {"cpu_offload_gb", "quantization"} & set(pool.engine):
         return
     change = smallest_change(pool, cost, card, asked)
     advice = f"set pools.{name}.{change}" if "=" in change else f"take {change}"

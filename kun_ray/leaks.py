@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kun_ray.config import KunError, without_credentials
@@ -24,11 +25,13 @@ _SETTINGS: Final = ("README.md", "adapter_config.json")
 
 
 def refuse_secrets(folder: Folder, name: str) -> None:
-    """Raises KunError when a file holds credentials: any in a document or beside Parquet's rows, those of stores in jsonl."""
+    """Raises KunError when a file holds credentials: any in a document or beside Parquet's rows, those of stores in rows."""
     if name.endswith(".jsonl"):
         _refuse_in_lines(folder, name)
     elif not name.endswith(_BINARY):
         refuse_secrets_in(name, text(folder, name))
+    if name.endswith(".parquet"):
+        _refuse_in_rows(folder, name)
 
 
 def refuse_secrets_in(name: str, found: str) -> None:
@@ -64,6 +67,14 @@ def _refuse_in_lines(folder: Folder, name: str) -> None:
                 raise KunError(_message(name, match))
     if match := _STORE_SECRET.search(rest.decode(errors="replace")):
         raise KunError(_message(name, match))
+
+
+def _refuse_in_rows(folder: Folder, name: str) -> None:
+    with folder.filesystem.open_input_file(folder.child(name)) as file:
+        for batch in pq.ParquetFile(file).iter_batches(1024):
+            for column in (column for column in batch.columns if pa.types.is_string(column.type)):
+                if match := _STORE_SECRET.search("\n".join(filter(None, column.to_pylist()))):
+                    raise KunError(_message(name, match))
 
 
 def _message(name: str, match: re.Match[str] | None) -> str:

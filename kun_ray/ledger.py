@@ -54,7 +54,7 @@ class Ledger:
     def with_earlier(self, pools: dict[str, Counters]) -> dict[str, Counters]:
         """Each pool's totals with those of the runs before."""
         names = [*pools, *(name for name in self._before if name not in pools)]
-        return {name: dict(collections.Counter(pools.get(name, {})) + self._before[name]) for name in names}
+        return {name: dict(_both(pools.get(name, {}), self._before[name])) for name in names}
 
     def summary(self, folder: Folder, steps: list[str], num_rows: int) -> dict[str, Any]:
         """What the whole stage has cost, for summary.json.
@@ -82,6 +82,13 @@ class Ledger:
 
     def _elapsed_s(self) -> float:
         return time.monotonic() - self._started
+
+
+def _both(now: Counters, before: collections.Counter[str]) -> collections.Counter[str]:
+    found: collections.Counter[str] = collections.Counter()
+    found.update(now)  # type: ignore[arg-type]
+    found.update(before)  # not `+`, which leaves out what is 0
+    return found
 
 
 def count_statuses(folder: Folder) -> dict[str, int]:

@@ -195,11 +195,13 @@ def _correction(options: Any, work: Work) -> float:
         summary, manifest = folder.read_json(store.SUMMARY), folder.read_json(store.MANIFEST)
         require("pools" in summary, f"measured: {place} is no generate stage")
         for name, counters in summary["pools"].items():
+            if not counters.get("answered") or not counters.get("busy_s"):
+                continue
             pool = PoolConfig(**manifest["config"]["pools"][name])
             card = CARDS["CPU" if pool.accelerator == "cpu" else options.card]
-            rows = max(1, counters["answered"])
+            rows = counters["answered"]
             prompt, output = counters["prompt_tokens"] / rows, counters["output_tokens"] / rows
-            asked = Traffic(prompt - counters["cached_tokens"] / rows, output, prompt + output / 2)
+            asked = Traffic(prompt - counters.get("cached_tokens", 0) / rows, output, prompt + output / 2)
             found = capacity.capacity(pool, sizes_of(pool.model, options), card, asked)
             planned += rows / found.rows_per_s
             measured += max(1.0, counters["busy_s"])

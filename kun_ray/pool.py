@@ -27,6 +27,7 @@ from kun_ray import startup
 from kun_ray.adapters import with_adapters, with_local_adapter
 from kun_ray.config import KunError, require
 from kun_ray.engine import Engine, EngineConfig, EngineDead, VllmEngine
+from kun_ray.metrics import Meters
 from kun_ray.models import fetch_model
 from kun_ray.prompts import load_tokenizer, stop_token_ids
 from kun_ray.replies import Reply
@@ -124,13 +125,13 @@ class Pool:
         self._loaded_at = time.time()
         self._replica = f"{self._actor}.{uuid.uuid4().hex[:8]}"
         self._counters: collections.Counter[str] = collections.Counter(load_s=int(time.monotonic() - started))
+        self._meters = None if board is None else Meters(name, self._replica)
         self._slots = asyncio.Semaphore(config.max_in_flight())
         self._apart = asyncio.Lock()
         self._breaker = Breaker()
         self._cleared: list[str] = []
-        self._stop = False
         self._reporter: asyncio.Task[None] | None = None
-        self._ending = threading.Lock()
+        self._ending, self._stop = threading.Lock(), False
         self._warned: set[str] = set()
 
     async def __call__(self, block: pa.Table) -> pa.Table:
@@ -203,9 +204,6 @@ class Pool:
                     row.update(await self._step(step, row))
                     self._breaker.note(failed=False)
                     self._counters["answered"] += 1
-                    if self._loaded_at:
-                        startup.tell(self._board, self._name, self._loaded_at, self._engine.first_token_at)
-                        self._loaded_at = 0.0
                 except EngineDead as error:
                     # Ray restarts an actor that exits and gives it its blocks again; an exception would be retried on
                     # this same dead engine, for ever. What is inside must be known before the others' errors arrive.
@@ -216,7 +214,10 @@ class Pool:
                     self._counters["in_flight"] -= 1
                     self._flight.leave(slot)
             if row["status"] != OK:
-                return
+                break
+        if self._loaded_at:
+            startup.tell(self._board, self._name, self._loaded_at, self._engine.first_token_at)
+            self._loaded_at = 0.0
 
     def _failed(self, step: Step, row: dict[str, Any], error: Exception) -> None:
         row.update(status=FAILED, reason="engine_error")
@@ -260,6 +261,8 @@ class Pool:
             self._counters["busy_s"] += since - before if self._counters["in_flight"] else 0.0  # type: ignore[assignment]
 
     def _report(self) -> Any:
+        if self._meters is not None:
+            self._meters.update(dict(self._counters), self._engine.stats)
         cleared, self._cleared = self._cleared, []
         return self._board.report.remote(self._name, self._replica, dict(self._counters), self._actor, cleared)
 

@@ -75,6 +75,7 @@ class PrepareConfig:
     """The Ray cluster."""
 
     def __post_init__(self) -> None:
+        require(self.max_cpus is None or self.max_cpus > 0, "max_cpus must be above 0")
         require(len(self.corpora) > 0, "corpora: give at least one, with name, format and paths")
         require(self.rows_per_file >= 1 and self.batch_rows >= 1, "rows_per_file and batch_rows must be at least 1")
 

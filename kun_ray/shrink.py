@@ -25,15 +25,15 @@ from kun_ray.pool import PoolConfig
 Pools = dict[str, PoolConfig]
 
 
-class ReplicasLost(Exception):
-    """Nothing moves any more, and the cluster cannot hold all replicas."""
+class ReplicasLost(BaseException):
+    """Nothing moves any more, and the cluster cannot hold all replicas. No Exception: what handles those must let it pass."""
 
 
 @contextlib.contextmanager
 def watching(pools: Pools, totals: Callable[[], dict[str, Counters]], after_s: float) -> Iterator[None]:
     """Raises ReplicasLost in the main thread when no pool has done anything for `after_s` seconds and a node is missing.
 
-    While some replicas still work they go on: what a lost one held is done last, so that nothing is loaded twice before.
+    While some replicas still work they go on: to begin anew costs the loading of all engines, so it is done once, at the end.
 
     Args:
         pools: as they were started.
@@ -43,33 +43,35 @@ def watching(pools: Pools, totals: Callable[[], dict[str, Counters]], after_s: f
     ended = threading.Event()
 
     def watch() -> None:
-        seen, since = None, time.monotonic()
+        seen, since, missing = None, time.monotonic(), False
         while not ended.wait(min(5.0, after_s / 4)):
+            with contextlib.suppress(ray.exceptions.RayError):  # a head that moves; the next look will tell
+                missing = not fits(pools, num_free_cpus=1)
             now = totals()
             work = [(c.get("rows"), c.get("prompt_tokens"), c.get("in_flight", 0)) for c in now.values()]
             if work != seen or any(in_flight for *_, in_flight in work):
                 seen, since = work, time.monotonic()
-            elif time.monotonic() - since > after_s and not fits(pools):
-                os.kill(os.getpid(), signal.SIGUSR1)
-                return
+            elif time.monotonic() - since > after_s and missing and not ended.is_set():
+                os.kill(os.getpid(), signal.SIGUSR1)  # until it is heard
 
     def lost(signum: int, frame: object) -> None:
         raise ReplicasLost
 
-    before = signal.signal(signal.SIGUSR1, lost)
+    signal.signal(signal.SIGUSR1, lost)
     threading.Thread(target=watch, name="lost nodes", daemon=True).start()
     try:
         yield
     finally:
         ended.set()
-        signal.signal(signal.SIGUSR1, before)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # one may still be under way
 
 
-def fits(pools: Pools) -> bool:
-    """Whether the living nodes could hold all replicas at once, if nobody else were there."""
+def fits(pools: Pools, num_free_cpus: float) -> bool:
+    """Whether the living nodes could hold all replicas at once, and reading and writing beside them, if nobody else were there."""
     nodes: list[dict[str, float]] = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     wanted = sorted(bundles(pools), key=lambda bundle: -bundle.get("GPU", bundle.get("CPU", 0.0)))
-    return all(any(_take(node, bundle) for node in nodes) for bundle in wanted)
+    placed = all(any(_take(node, bundle) for node in nodes) for bundle in wanted)
+    return placed and sum(node.get("CPU", 0.0) for node in nodes) >= num_free_cpus
 
 
 def _take(node: dict[str, Any], bundle: dict[str, float]) -> bool:
@@ -87,7 +89,7 @@ def shrunk(pools: Pools) -> Pools:
         KunError: not one replica of each pool fits any more.
     """
     found = dict(pools)
-    while not fits(found):
+    while not fits(found, num_free_cpus=1):
         name = max(found, key=lambda name: found[name].replicas)
         if found[name].replicas == 1:
             raise KunError(

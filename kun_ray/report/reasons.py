@@ -11,6 +11,7 @@ REASONS: Final = {
     "record_too_large": "the record is larger than 64 MB",
     "empty_file": "the file holds no record",
     "unreadable_file": "the file could not be read",
+    "file_changed": "the file became another one while it was read",
     "truncated_archive": "the archive ends too early; what is before that was read",
     "bad_archive": "the archive is damaged, or unpacks to absurdly much",
     "bad_archive_member": "an archive member that is no data file",

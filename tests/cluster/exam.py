@@ -26,6 +26,7 @@ class ExamEngine:
 
     def __init__(self, journal: str, path: str, service_s: float) -> None:
         self.max_model_len = 2048
+        self.first_token_at = self.stats = None
         self._knows_all = Path(path).name == "good"
         self._tokenizer, self._service_s = load_tokenizer(path), service_s
         self._journal = open(Path(journal) / f"{Path(path).name}-{os.getpid()}-{time.time_ns()}", "a", buffering=1)  # noqa: SIM115

@@ -59,6 +59,7 @@ class FakeEngine:
         self.max_model_len = plan.context
         self.num_events = 0
         self.first_token_at: float | None = None
+        self.stats = None
         self._plan, self._tokenizer = plan, tokenizer
         self._in_flight = 0
         self._node = ray.get_runtime_context().get_node_id()

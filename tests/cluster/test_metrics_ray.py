@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 import types
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+import pytest
 import ray
 import ray.data
 
+import kun_ray.generate
 from kun_ray import metrics
 from kun_ray.metrics import EngineStats, Meters, shown_as
 
@@ -32,42 +35,40 @@ def scrape() -> dict[tuple[str, str, str], float]:
     return found
 
 
-class Replica:
-    """A replica's process: two reports, with what an engine says in between."""
-
-    def __init__(self, name: str) -> None:
-        self._meters, self._stats = Meters("label", name), EngineStats()
-
-    def work(self) -> None:
-        cache = types.SimpleNamespace(queries=100, hits=75)
-        step = types.SimpleNamespace(
-            num_running_reqs=4, num_waiting_reqs=2, kv_cache_usage=0.5, prefix_cache_stats=cache
-        )
-        done = types.SimpleNamespace(e2e_latency=3.0, num_generation_tokens=40)
-        logger = self._stats.stat_logger(None)
-        logger.record(step, types.SimpleNamespace(num_preempted_reqs=1, finished_requests=[done]), engine_idx=0)
-        self._meters.update({"ok": 3, "prompt_tokens": 100, "in_flight": 6, "load_s": 20}, self._stats)
-        logger.record(step, None)
-        self._meters.update({"ok": 10, "failed": 1, "prompt_tokens": 150, "in_flight": 5, "load_s": 20}, self._stats)
-
-
-def test_what_replicas_count_arrives_at_the_prometheus_endpoint(cluster: None) -> None:
-    replicas = [ray.remote(Replica).options(num_cpus=0).remote(name) for name in ("a", "b")]
-    ray.get([replica.work.remote() for replica in replicas])
-    expected = {
-        ("ray_kun_ray_rows_total", "label", "ok"): 20, ("ray_kun_ray_rows_total", "label", "failed"): 2,
-        ("ray_kun_ray_prompt_tokens_total", "label", ""): 300, ("ray_kun_ray_rows_in_flight", "label", ""): 10,
-        ("ray_kun_ray_prefix_cache_queries_total", "label", ""): 400, ("ray_kun_ray_prefix_cache_hits_total", "label", ""): 300,
-        ("ray_kun_ray_preemptions_total", "label", ""): 2, ("ray_kun_ray_kv_cache_usage", "label", ""): 1.0,
-        ("ray_kun_ray_requests_waiting", "label", ""): 4, ("ray_kun_ray_request_seconds_bucket", "label", "2.5"): 0,
-        ("ray_kun_ray_request_seconds_bucket", "label", "5.0"): 2,
-    }  # fmt: skip
-    found: dict[Any, float] = {}
-    deadline = time.monotonic() + 60  # Ray exports every ten seconds
-    while time.monotonic() < deadline and any(found.get(key) != value for key, value in expected.items()):
+def test_a_runs_pools_are_at_the_prometheus_endpoint(cluster: None, documents: Any, chain: Any) -> None:
+    """While it runs: a replica that is gone takes its metrics along."""
+    job = chain(documents(300), service_s=(0.8, 1.0))
+    thread = threading.Thread(target=kun_ray.generate.generate, args=[job.config()])
+    thread.start()
+    seen: dict[Any, float] = {}
+    while thread.is_alive():
+        seen |= {key: max(value, seen.get(key, 0)) for key, value in scrape().items()}
         time.sleep(1)
-        found = scrape()
-    assert {key: found.get(key) for key in expected} == expected
+    thread.join()
+    for pool in ("label", "chat"):
+        assert 0 < seen["ray_kun_ray_rows_total", pool, "ok"] <= 300
+        assert 0 < seen["ray_kun_ray_rows_in_flight", pool, ""] <= 18
+        assert seen["ray_kun_ray_output_tokens_total", pool, ""] >= 7
+
+
+def test_what_an_engine_says_becomes_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, float]] = []
+    for kind, call in ((metrics.Counter, "inc"), (metrics.Gauge, "set"), (metrics.Histogram, "observe")):
+        monkeypatch.setattr(kind, call, lambda self, value, tags: told.append((self.info["name"], value)))
+    stats, meters = EngineStats(), Meters("label", "a")
+    cache = types.SimpleNamespace(queries=100, hits=75)
+    step = types.SimpleNamespace(num_running_reqs=4, num_waiting_reqs=2, kv_cache_usage=0.5, prefix_cache_stats=cache)
+    done = types.SimpleNamespace(e2e_latency=3.0, num_generation_tokens=40)
+    logger = stats.stat_logger(None)
+    logger.record(step, types.SimpleNamespace(num_preempted_reqs=1, finished_requests=[done]), engine_idx=0)
+    meters.update({"ok": 3, "prompt_tokens": 100, "in_flight": 6}, stats)
+    logger.record(step, None)
+    meters.update({"ok": 10, "failed": 1, "prompt_tokens": 150, "in_flight": 5}, stats)
+    sums = {name: sum(value for of, value in told if of == name) for name, _ in told}
+    assert (sums["kun_ray_rows"], sums["kun_ray_prompt_tokens"], sums["kun_ray_preemptions"]) == (11, 150, 1)
+    assert (sums["kun_ray_prefix_cache_queries"], sums["kun_ray_prefix_cache_hits"]) == (200, 150)
+    assert (sums["kun_ray_request_seconds"], sums["kun_ray_request_output_tokens"]) == (3.0, 40)
+    assert ("kun_ray_kv_cache_usage", 0.5) in told and ("kun_ray_requests_waiting", 2) in told
 
 
 def test_a_pool_is_shown_by_its_name_and_steps(cluster: None) -> None:

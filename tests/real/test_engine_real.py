@@ -93,3 +93,22 @@ def test_requests_of_many_lengths_run_together(running, network, prompts):
     replies = running(*(running.engine.choose(each, (5, 6)) for each in asked))
     for each, reply in zip(asked, replies, strict=True):
         assert reply.logprobs == pytest.approx(logprobs(network, each)[-1][[5, 6]].tolist(), abs=NEAR)
+
+
+def test_it_tells_its_cache_its_hits_and_its_requests(running):
+    """What EngineStats reads is vLLM's own, and vLLM calls that interface unstable."""
+    stats = running.engine.stats
+    before, _ = dict(stats.counters), stats.take_finished()
+    once = Sampling(**GREEDY, repetition_penalty=1.0, max_tokens=8)
+    for _ in range(2):
+        (reply,) = running(running.engine.generate(list(range(40, 240)), once))
+    grown = {key: stats.counters[key] - before.get(key, 0) for key in ("prefix_cache_queries", "prefix_cache_hits")}
+    assert grown["prefix_cache_queries"] == 400
+    assert 100 <= grown["prefix_cache_hits"] < 200, "the second prompt is the first one again"
+    assert 100 <= reply.num_cached_tokens < 200
+    assert (
+        stats.counters["preemptions"] == 0 and stats.counters["waiting"] == 0 and stats.counters["kv_cache_usage"] >= 0
+    )
+    finished = stats.take_finished()
+    assert len(finished) == 2 and all(seconds > 0 and 1 <= tokens <= 8 for seconds, tokens in finished)
+    assert stats.take_finished() == []

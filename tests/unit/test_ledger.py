@@ -50,6 +50,12 @@ def test_runs_add_up(tmp_path: Path) -> None:
     assert summary["elapsed_s"] >= 0 and summary["rows_per_s"] > 0
 
 
+def test_counters_that_are_0_stay(tmp_path: Path) -> None:
+    book = Ledger(stage(tmp_path, [1]))
+    book.note({"p": {"answered": 3, "cached_tokens": 0}})
+    assert book.summary(Folder(str(tmp_path)), ["label"], 1)["pools"]["p"] == {"answered": 3, "cached_tokens": 0}
+
+
 def test_a_stage_without_tokens(tmp_path: Path) -> None:
     summary = Ledger(stage(tmp_path, [None])).summary(stage(tmp_path, [None]), ["label"], 1)
     assert (summary["goodput"], summary["tokens_redone"], summary["runs"]) == (1.0, 0, 1)

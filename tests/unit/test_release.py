@@ -215,6 +215,9 @@ def test_credentials_stay(tmp_path: Path) -> None:
     with pytest.raises(KunError, match="alpaca/train.jsonl holds what looks like credentials") as caught:
         publish(PublishConfig(str(folder), "me/kun"))
     assert "SECRET" not in str(caught.value)
+    rows = exported(tmp_path / "rows", answer="见 s3://KEY:SECRET@bucket/x", formats=["parquet"])
+    with pytest.raises(KunError, match=r"parquet/train.*\.parquet holds what looks like credentials"):
+        publish(PublishConfig(str(rows), "me/kun"))
     web = exported(tmp_path / "web", answer="网页上写着 https://a:b@example.org")  # the web may say so
     publish(PublishConfig(str(web), "me/kun"))
     (web / "LICENSE").write_text("ask hf_" + "abcdefghij" * 3 + "abcd")
