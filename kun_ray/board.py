@@ -21,8 +21,9 @@ from kun_ray.suspects import SUSPECTS, Deaths
 SILENT_S = 15.0
 """A replica that has not reported for so long is taken for dead; living ones report each second."""
 Counters = dict[str, float]
-"""One replica's totals since it started: `rows`, `ok`, `rejected`, `failed`, `deferred`, `prompt_tokens`,
-`cached_tokens` (of these), `output_tokens`, `in_flight` (now), `load_s`, `busy_s` (with rows inside); of a pool also `restarts`, `hangs`."""
+"""One replica's totals since it started: `rows`, `ok`, `rejected`, `failed`, `deferred`, `answered` (requests, of which a row
+may need several), `prompt_tokens`, `cached_tokens` (of these), `output_tokens`, `in_flight` (now), `load_s`, `busy_s` (with
+rows inside); of a pool also `restarts`, `hangs`."""
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
