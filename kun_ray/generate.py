@@ -167,18 +167,22 @@ def _run(
     show_config()
     local_models = [pool.model for pool in config.pools.values() if Path(pool.model).is_dir()]
     execution.warn_if_not_shared([config.input, config.output, *local_models])
-    execution.configure(folder, max_waiting_rows=config.max_waiting_rows)
+    spanning = any(
+        map(placement.spans_nodes, config.pools.values())
+    )  # a new actor's group would wait for the dead one's
+    execution.configure(folder, max_waiting_rows=config.max_waiting_rows, actor_retries=0 if spanning else 2)
     num_ok = source.dataset().count_rows(filter=pc.field("status") == OK)
     board = new_board(folder.uri)
     names = list(config.pools)
     before = ledger.count_statuses(folder)
     with (
+        placement.groups() as groups,
         execution.stopping(lambda: board.request_stop.remote(names[:1]), config.stop_grace_s) as stopped,
         Monitor(board, folder, names, num_rows, before, config.ray.log_every_s, book) as monitor,
     ):
         try:
             documents = ray.data.read_parquet(source.parts(), filesystem=source.filesystem)
-            dataset = build_dataset(config, documents, board, num_ok / max(1, num_rows))
+            dataset = build_dataset(config, documents, board, num_ok / max(1, num_rows), groups)
             after_s = math.inf if config.ray.autoscaling else config.wait_for_nodes_s
             with shrink.watching(config.pools, monitor.totals, after_s):
                 execution.write(dataset, folder, config.rows_per_file)
@@ -198,14 +202,13 @@ def _run(
 
 
 def build_dataset(
-    config: GenerateConfig, documents: ray.data.Dataset, board: Any, ok_share: float = 1.0
+    config: GenerateConfig, documents: ray.data.Dataset, board: Any, ok_share: float = 1.0, groups: Any = None
 ) -> ray.data.Dataset:
-    """The lazy dataset: one actor pool after the other, without the rows that a stopping run deferred.
+    """The lazy dataset: one actor pool after the other, without the rows that a stopping run deferred. `groups` is for placement.
 
     Args:
         config: pools and steps.
-        documents: rows as prepare writes them.
-        board: handle of the Board.
+        documents, board: rows as prepare writes them; handle of the Board.
         ok_share: part of the documents with status ok.
     """
     dataset, busy_share = documents, ok_share
@@ -227,7 +230,7 @@ def build_dataset(
                 max_tasks_in_flight_per_actor=math.ceil(1.75 * concurrent),
                 max_concurrent_calls_per_actor=concurrent,
             ),
-            **placement.actor_options(pool),
+            **placement.actor_options(pool, [] if groups is None else groups),
         )
     return dataset.filter(expr=f"status != '{DEFERRED}'")
 

@@ -98,7 +98,7 @@ def _check_pool(name: str, pool: PoolConfig, cost: Cost, card: Card | None, aske
         return
     change = smallest_change(pool, cost, card, asked)
     advice = f"set pools.{name}.{change}" if "=" in change else f"take {change}"
-    share = float(pool.engine.get("gpu_memory_utilization", 0.9)) * pool.gpu_share
+    share = float(pool.engine.get("gpu_memory_utilization", 0.9))
     if found.weights_gb > card.memory_gb * _GIB * share:
         raise ConfigError(
             f"pools.{name}: its weights take {found.weights_gb:.1f} GB on each GPU, but an engine may take {share:.0%} of the "

@@ -5,6 +5,8 @@ generate calls it. Tensor-parallel engines stay within one node; pipeline stages
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -15,11 +17,28 @@ from kun_ray.engine import environment
 from kun_ray.pool import PoolConfig
 
 
-def actor_options(pool: PoolConfig) -> dict[str, Any]:
+def spans_nodes(pool: PoolConfig) -> bool:
+    """Whether an engine's GPUs may lie in several nodes, where vLLM places its workers through Ray."""
+    return bool(pool.engine.get("distributed_executor_backend") == "ray")
+
+
+@contextlib.contextmanager
+def groups() -> Iterator[list[Any]]:
+    """A list for placement groups, which are removed at the end: Ray keeps them until the job is over."""
+    made: list[Any] = []
+    try:
+        yield made
+    finally:
+        for group in made:
+            ray.util.remove_placement_group(group)
+
+
+def actor_options(pool: PoolConfig, groups: list[Any]) -> dict[str, Any]:
     """Ray options of one replica: its CPUs, its GPUs on one node, its environment.
 
     Pipeline stages that do not fit one node get a placement group, one bundle a GPU, packed
-    onto as few nodes as can be; vLLM then places its workers in it through Ray.
+    onto as few nodes as can be; vLLM then places its workers in it through Ray. They are added to `groups`, for the
+    caller to remove.
     """
     options: dict[str, Any] = {
         "num_cpus": pool.num_cpus,
@@ -28,8 +47,10 @@ def actor_options(pool: PoolConfig) -> dict[str, Any]:
     }
     if pool.accelerator_type:
         options["accelerator_type"] = pool.accelerator_type
-    if pool.engine.get("distributed_executor_backend") != "ray":
-        return {**options, "num_gpus": pool.num_gpus()}
+    if not spans_nodes(
+        pool
+    ):  # packed, as wait_for_room has proved; Ray Data would spread them and may leave no whole node
+        return {**options, "num_gpus": pool.num_gpus(), "scheduling_strategy": "DEFAULT"}
 
     def in_group() -> dict[str, Any]:
         from ray.util.placement_group import placement_group
@@ -39,6 +60,7 @@ def actor_options(pool: PoolConfig) -> dict[str, Any]:
         bundles: list[dict[str, float]] = [{"GPU": 1, **kind} for _ in range(int(pool.num_gpus()))]
         bundles[0] |= {"CPU": pool.num_cpus, **pool.resources}
         group = placement_group(bundles, strategy="PACK")  # vLLM takes bundles of one GPU and sorts them by node
+        groups.append(group)
         strategy = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
         return {"scheduling_strategy": strategy}
 
@@ -53,7 +75,7 @@ def bundles(pools: dict[str, PoolConfig]) -> list[dict[str, float]]:
         kind = {f"accelerator_type:{pool.accelerator_type}": 0.001} if pool.accelerator_type else {}
         own = {"CPU": pool.num_cpus, **pool.resources, **kind}
         gpus = pool.num_gpus()
-        if pool.engine.get("distributed_executor_backend") == "ray":
+        if spans_nodes(pool):
             one = [{"GPU": 1.0, **kind} for _ in range(int(gpus))]
             one[0] |= own
         else:
@@ -75,9 +97,7 @@ def require_placement(pools_by_name: dict[str, PoolConfig], what: str) -> None:
     execution.require_resources({k: float(v) for k, v in needs.items() if v}, f"{what}: {' + '.join(pools_by_name)}")
     largest = max((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
     for name, pool in pools_by_name.items():
-        in_one_node = (
-            pool.tensor_parallel_size if pool.engine.get("distributed_executor_backend") == "ray" else pool.num_gpus()
-        )
+        in_one_node = pool.tensor_parallel_size if spans_nodes(pool) else pool.num_gpus()
         if pool.accelerator == "gpu" and in_one_node > largest:
             raise ConfigError(
                 f"pools.{name}: a replica wants {in_one_node} GPUs in one node, but the largest node has {largest:g}: lower "

@@ -57,7 +57,7 @@ class PoolConfig(EngineConfig):
     resources: dict[str, float] = dataclasses.field(default_factory=dict)
     """Custom Ray resources that one replica reserves."""
     accelerator_type: str | None = None
-    """Only GPUs of this Ray accelerator type, such as A100-80G."""
+    """Only GPUs of this Ray accelerator type, such as A100: Ray does not tell cards of 40 and 80 GB apart."""
     hang_timeout_s: float = 600.0
     """Seconds without a single token from an engine that has requests inside, after which it is killed and replaced."""
     suspects_together: int = 1

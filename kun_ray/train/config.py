@@ -181,7 +181,7 @@ class TrainConfig:
     cpus_per_worker: float = 4.0
     """CPUs that each rank reserves."""
     accelerator_type: str | None = None
-    """Only GPUs of this Ray accelerator type, such as A100-80G."""
+    """Only GPUs of this Ray accelerator type, such as A100: Ray does not tell cards of 40 and 80 GB apart."""
     resources: dict[str, float] = dataclasses.field(default_factory=dict)
     """Custom Ray resources that each rank reserves, such as {train: 1} on nodes set apart for training."""
     wait_for_resources_s: float = 600.0

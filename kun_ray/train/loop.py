@@ -165,7 +165,18 @@ def resume(run: Run) -> int:
     loaded, state = run.engine.load_checkpoint(str(checkpoints), tag=name, load_module_strict=run.config.lora is None)
     if loaded is None or state["step"] != found["step"]:
         raise RuntimeError(f"DeepSpeed did not load {found['path']}")
+    _mend_steps(run)
     return int(state["step"])
+
+
+def _mend_steps(run: Run) -> None:
+    """The optimizer's step counts as its kind wants them: a universal checkpoint brings one CPU tensor for all parameters,
+    which fused AdamW refuses and several of them would count up together; DeepSpeed's CPU Adam takes an int."""
+    on_host = run.config.zero.offload_optimizer != "none"
+    for state in run.engine.optimizer.optimizer.state.values():
+        if "step" in state:
+            step = float(state["step"])
+            state["step"] = int(step) if on_host else torch.tensor(step, device=run.device)
 
 
 def save(run: Run, step: int) -> None:

@@ -7,7 +7,6 @@ some versions loaded nothing without a word; here every parameter is either load
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import is_flash_attn_2_available
 
 from kun_ray.config import ConfigError
 from kun_ray.train.attention import NAME, register
@@ -88,7 +88,7 @@ def attention(config: TrainConfig) -> str:
         return config.attention
     if config.accelerator == "cpu":
         return NAME if config.packing else "sdpa"
-    return "flash_attention_2" if config.accelerator == "gpu" and importlib.util.find_spec("flash_attn") else "sdpa"
+    return "flash_attention_2" if config.accelerator == "gpu" and is_flash_attn_2_available() else "sdpa"
 
 
 def load_weights(model: PreTrainedModel, path: str) -> None:
