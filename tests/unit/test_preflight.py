@@ -274,7 +274,11 @@ def test_a_pool_says_what_it_will_hold(
     ("cards", "more", "advice"),
     [
         ({"L40S"}, [], "set pools.p.tensor_parallel_size=2"),
-        ({"L40S"}, ["tensor_parallel_size=2", "gpu_share=0.5"], "set pools.p.tensor_parallel_size=4"),
+        (
+            {"L40S"},
+            ["tensor_parallel_size=2", "engine.gpu_memory_utilization=0.6"],
+            "set pools.p.tensor_parallel_size=4",
+        ),
         ({"H200", "A100-40G"}, ["accelerator_type=A100-40G"], "set pools.p.tensor_parallel_size=4"),
         ({"A100"}, ["engine.gpu_memory_utilization=0.7"], "set pools.p.tensor_parallel_size=2"),
     ],
