@@ -41,7 +41,9 @@ class HasLogprobs(Protocol):
     def logprobs(self) -> tuple[float, ...]: ...
 
 
-def choices(tokenizer: PreTrainedTokenizerFast, candidates: list[str]) -> tuple[list[int], list[int]]:
+def choices(
+    tokenizer: PreTrainedTokenizerFast, candidates: list[str], key: str = "score.candidates"
+) -> tuple[list[int], list[int]]:
     """What `Engine.choose` needs to tell candidate replies apart by one token.
 
     In byte-level vocabularies 好 and 差 may begin with the same token: the common beginning then goes into the prompt.
@@ -59,7 +61,7 @@ def choices(tokenizer: PreTrainedTokenizerFast, candidates: list[str]) -> tuple[
     if -1 in firsts or len(set(firsts)) < len(candidates):
         shown = ", ".join(f"{candidate} = {ids}" for candidate, ids in zip(candidates, encoded, strict=True))
         raise ConfigError(
-            f"score.candidates cannot be told apart by one token of this tokenizer ({shown}): choose others, such as A and B"
+            f"{key} cannot be told apart by one token of this tokenizer ({shown}): choose others, such as A and B"
         )
     return encoded[0][:common], firsts
 
@@ -67,15 +69,15 @@ def choices(tokenizer: PreTrainedTokenizerFast, candidates: list[str]) -> tuple[
 def choose_prompt(tokenizer: PreTrainedTokenizerFast, config: ChooseConfig) -> tuple[Prompt, tuple[int, ...]]:
     """The prompt up to the option, and the token id that begins each option there. Raises ConfigError if they are the same."""
     if not config.plain:
-        common, firsts = choices(tokenizer, [config.reply_prefix + option for option in config.options])
+        common, firsts = choices(tokenizer, [config.reply_prefix + option for option in config.options], "options")
         return build_prompt(tokenizer, PromptConfig(user="{text}")).extended(common), tuple(firsts)
     # An option is tokenised where it will stand, behind a text and a new line: some tokenizers put a blank before the
     # first word of what they are given.
     before = encode_text(tokenizer, "甲")
-    common, firsts = choices(tokenizer, [f"甲\n{config.reply_prefix}{option}" for option in config.options])
+    common, firsts = choices(tokenizer, [f"甲\n{config.reply_prefix}{option}" for option in config.options], "options")
     reply = common[len(before) :]
     if common[: len(before)] != before:
-        reply, firsts = choices(tokenizer, [f"\n{config.reply_prefix}{option}" for option in config.options])
+        reply, firsts = choices(tokenizer, [f"\n{config.reply_prefix}{option}" for option in config.options], "options")
     beginning = tokenizer.backend_tokenizer.encode("", add_special_tokens=True).ids
     start = tuple(i for i in beginning if i == tokenizer.bos_token_id)
     return Prompt((start, "text", tuple(reply)), tokenizer), tuple(firsts)
