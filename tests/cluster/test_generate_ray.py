@@ -106,7 +106,7 @@ def check_progress(job: Chain, log: str) -> None:
 def test_engines_stay_full_and_the_queue_between_pools_is_bounded(cluster, documents, chain, monkeypatch):
     """A fast label pool before a slow score pool in whose every block of four one row takes ten times as long."""
     source = documents(400, marks=dict.fromkeys(range(0, 400, 4), "slow"))
-    job = chain(source, {"label": ["label"], "score": ["score"]}, by_step_s={"score": (0.03, 0.07)}, slow_s=0.5)
+    job = chain(source, {"label": ["label"], "score": ["score"]}, by_step_s={"score": (0.06, 0.14)}, slow_s=1.0)
     small = [f"pools.{name}.{key}=4" for name in ("label", "score") for key in ("max_num_seqs", "rows_per_block")]
     config = job.config(*small, "max_waiting_rows=32")
     boards = []

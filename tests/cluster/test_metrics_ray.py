@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import threading
-import time
 import types
 import urllib.request
 from pathlib import Path
@@ -15,8 +14,8 @@ import pytest
 import ray
 import ray.data
 
-import kun_ray.generate
 from kun_ray import metrics
+from kun_ray.generate import generate
 from kun_ray.metrics import EngineStats, Meters, shown_as
 
 DASHBOARD = Path(__file__).parents[2] / "docs/grafana/kun_ray.json"
@@ -36,16 +35,23 @@ def scrape() -> dict[tuple[str, str, str], float]:
 
 
 def test_a_runs_pools_are_at_the_prometheus_endpoint(cluster: None, documents: Any, chain: Any) -> None:
-    """While it runs: a replica that is gone takes its metrics along."""
-    job = chain(documents(300), service_s=(0.8, 1.0))
-    thread = threading.Thread(target=kun_ray.generate.generate, args=[job.config()])
-    thread.start()
+    """While it runs, under names that no other test's pools have: a node keeps those of processes that have just gone."""
+    job = chain(documents(300), {"asking": ["label"], "judging": ["score", "polish"]}, service_s=(0.8, 1.0))
     seen: dict[Any, float] = {}
-    while thread.is_alive():
-        seen |= {key: max(value, seen.get(key, 0)) for key, value in scrape().items()}
-        time.sleep(1)
-    thread.join()
-    for pool in ("label", "chat"):
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(1.0):
+            seen.update({key: max(value, seen.get(key, 0)) for key, value in scrape().items()})
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        generate(job.config())
+    finally:
+        ended.set()
+        watcher.join()
+    for pool in ("asking", "judging"):
         assert 0 < seen["ray_kun_ray_rows_total", pool, "ok"] <= 300
         assert 0 < seen["ray_kun_ray_rows_in_flight", pool, ""] <= 18
         assert seen["ray_kun_ray_output_tokens_total", pool, ""] >= 7

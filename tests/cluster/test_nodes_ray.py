@@ -101,8 +101,7 @@ def test_a_lost_head_ends_the_job_and_another_cluster_goes_on(nodes, start, docu
     nodes.kill(nodes.head)
     assert process.wait(WAIT_S) not in (0, None)
 
-    written = job.folder().num_rows()
-    assert 0 < written < 300
+    assert not job.folder().is_complete()
     again = job.start(tmp_path / "again")  # on a Ray of its own
     try:
         assert again.wait(WAIT_S) == 0, (tmp_path / "again").read_text()
