@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import versions, write
-from rows import write_input
+from rows import FreeEngine, write_input
 
 import kun_ray.generate as stage
 from kun_ray.config import load
@@ -37,33 +37,19 @@ SECONDS = 60.0
 MARK = 0.95
 
 
-class FixedEngine:
+class FixedEngine(FreeEngine):
     """Answers each request SERVICE_S seconds after one of its places is free."""
 
-    max_model_len = 2048
-    first_token_at: float | None = None
-    stats = None
-
     def __init__(self, journal: Path) -> None:
-        self.num_events = 0
         self._places = asyncio.Semaphore(MAX_NUM_SEQS)
         self._journal = (journal / uuid.uuid4().hex).open("a", buffering=1)
-
-    def kill(self) -> None:
-        """It has no processes."""
 
     async def generate(self, prompt: list[int], sampling: Any, adapter: str | None = None) -> Reply:
         async with self._places:
             await asyncio.sleep(SERVICE_S)
         self.num_events += 1
         self._journal.write(f"{time.time():.3f}\n")
-        return Reply(len(prompt), 20, "stop", "请写一段话，说说这件平常的小事为什么值得记下来。")
-
-    async def choose(self, prompt: list[int], candidates: tuple[int, ...], adapter: str | None = None) -> Reply:
-        raise NotImplementedError("this benchmark labels only")
-
-    async def perplexity(self, prompt: list[int], adapter: str | None = None) -> Reply:
-        raise NotImplementedError("this benchmark labels only")
+        return await super().generate(prompt, sampling, adapter)
 
 
 class FixedPool(Pool):
