@@ -23,11 +23,11 @@ from sides import BenchPool
 import kun_ray.generate as stage
 from kun_ray import capacity, store
 from kun_ray.config import load
+from kun_ray.cost import cost_of
 from kun_ray.engine import Engine, VllmEngine
 from kun_ray.plan import GeneratePlan, plan
 from kun_ray.prompts import count_tokens, load_tokenizer
 from kun_ray.schema import DOCUMENT, OK, to_table
-from kun_ray.train.memory import cost_of
 from kun_ray.workload import INSTRUCTION_TOKENS, Work, traffic
 
 MARK = 0.2

@@ -36,6 +36,7 @@ from shapes import SHAPES, card_limits, drawn, save_random
 
 from kun_ray import execution
 from kun_ray.config import RayConfig, load
+from kun_ray.cost import cost_of
 from kun_ray.demo import tiny
 from kun_ray.prompts import load_tokenizer
 from kun_ray.store import Folder
@@ -43,7 +44,6 @@ from kun_ray.train import data, loop, packing
 from kun_ray.train.batch import collate, learning_rate
 from kun_ray.train.config import DataConfig, TrainConfig
 from kun_ray.train.launch import QUIET, Line
-from kun_ray.train.memory import cost_of
 from kun_ray.train.model import attention
 
 RANKS = (1, 2, 8, 16)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from kun_ray.cost import GB, PEAK_FLOPS, Cost
 from kun_ray.pool import PoolConfig
-from kun_ray.train.memory import GB, PEAK_FLOPS, Cost
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 import yaml
 
+from kun_ray.changes import flatten
+
 
 @dataclasses.dataclass
 class SourceConfig:
@@ -123,7 +125,7 @@ def data_card(
         "Status and reason of the rows when generation ended:",
         _table(("status", "reason", "rows"), _reasons(summary)),
         "## Selection",
-        _table(("setting", "value"), _flat(selection)),
+        _table(("setting", "value"), _settings(selection)),
         *_personal_data(summary),
         *_contamination(summary["contamination"]),
         "## Lengths of exported rows, in characters",
@@ -263,7 +265,7 @@ def _generation(generate: dict[str, Any], digest: str) -> str:
     """Short settings as a table, prompts and other long text whole in code blocks."""
     short: list[tuple[str, str]] = []
     long: list[tuple[str, str]] = []
-    for key, value in _flat(generate):
+    for key, value in _settings(generate):
         (long if "\n" in value or len(value) > 120 else short).append((key, value))
     blocks = []
     for key, value in long:
@@ -273,12 +275,9 @@ def _generation(generate: dict[str, Any], digest: str) -> str:
     return "\n\n".join([title, _table(("setting", "value"), short), *blocks])
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _settings(value: dict[str, Any]) -> list[tuple[str, str]]:
+    pairs = flatten(value)
+    return [(key, item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)) for key, item in pairs]
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:

@@ -20,7 +20,7 @@ def stage_of(fingerprint: dict[str, Any]) -> str | None:
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Each key whose value is another one now, with both values, sorted by key."""
-    old, new = dict(_flat(before)), dict(_flat(now))
+    old, new = dict(flatten(before)), dict(flatten(now))
     return [
         f"{key}: was {', now '.join(_short(old.get(key, 'absent'), new.get(key, 'absent')))}"
         for key in sorted({*old, *new})
@@ -28,9 +28,12 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+def flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """A nested mapping as (dotted key, value) pairs, in its own order."""
     if isinstance(value, dict):
-        return [pair for key, item in value.items() for pair in _flat(item, f"{prefix}.{key}" if prefix else str(key))]
+        return [
+            pair for key, item in value.items() for pair in flatten(item, f"{prefix}.{key}" if prefix else str(key))
+        ]
     return [(prefix, value)]
 
 

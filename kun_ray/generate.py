@@ -22,6 +22,7 @@ from kun_ray import execution, lease, ledger, models, placement, retry, shrink, 
 from kun_ray.adapters import check_adapter, with_absolute_adapters
 from kun_ray.board import new_board
 from kun_ray.config import ConfigError, KunError, RayConfig, require, show_config, to_dict
+from kun_ray.counts import count_statuses, prove_counts, warn_if_none_ok
 from kun_ray.engine import check_engine_arguments, check_engine_installed
 from kun_ray.fingerprint import fingerprint
 from kun_ray.headroom import check_pools
@@ -138,7 +139,7 @@ def _complete(config: GenerateConfig, source: store.Folder, folder: store.Folder
             config, book = dataclasses.replace(config, pools=shrink.shrunk(config.pools)), ledger.Ledger(folder)
             left = ", ".join(f"{pool.replicas} of pool {name}" for name, pool in config.pools.items())
             print(f"nodes are lost; going on with the replicas that fit: {left}", file=sys.stderr, flush=True)
-    counts = store.prove_counts(folder, num_rows)
+    counts = prove_counts(folder, num_rows)
     steps = [step for pool in config.pools.values() for step in pool.steps]
     summary = {"stage": "generate", **counts, "rows_in": num_rows, **book.summary(folder, steps, num_rows)}
     folder.finish(summary)
@@ -149,7 +150,7 @@ def _complete(config: GenerateConfig, source: store.Folder, folder: store.Folder
         f"{duration(summary['elapsed_s'])}" + (f" of {book.runs} runs" if book.runs > 1 else "")
     )
     print(f"written to {config.output}")
-    ledger.warn_if_none_ok(counts)
+    warn_if_none_ok(counts)
     return summary
 
 
@@ -167,14 +168,13 @@ def _run(
     show_config()
     local_models = [pool.model for pool in config.pools.values() if Path(pool.model).is_dir()]
     execution.warn_if_not_shared([config.input, config.output, *local_models])
-    spanning = any(
-        map(placement.spans_nodes, config.pools.values())
-    )  # a new actor's group would wait for the dead one's
-    execution.configure(folder, max_waiting_rows=config.max_waiting_rows, actor_retries=0 if spanning else 2)
+    spanning = any(map(placement.spans_nodes, config.pools.values()))
+    retries = 0 if spanning else 2  # a new actor's placement group would wait for the dead one's
+    execution.configure(folder, max_waiting_rows=config.max_waiting_rows, actor_retries=retries)
     num_ok = source.dataset().count_rows(filter=pc.field("status") == OK)
     board = new_board(folder.uri)
     names = list(config.pools)
-    before = ledger.count_statuses(folder)
+    before = count_statuses(folder)
     with (
         placement.groups() as groups,
         execution.stopping(lambda: board.request_stop.remote(names[:1]), config.stop_grace_s) as stopped,

@@ -14,10 +14,11 @@ from huggingface_hub import try_to_load_from_cache
 
 from kun_ray.capacity import CARDS, Card, Traffic, capacity, smallest_change
 from kun_ray.config import ConfigError
+from kun_ray.cost import Cost, cost_of_files
 from kun_ray.pool import PoolConfig
 from kun_ray.train.config import TrainConfig
 from kun_ray.train.dry import cheapest_change
-from kun_ray.train.memory import Cost, cost_of_files
+from kun_ray.train.memory import memory_of
 from kun_ray.workload import Options, count_input, traffic
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def check_training(config: TrainConfig, accelerators: set[str]) -> None:
     if config.accelerator != "gpu" or cost is None or not (card or config.gpu_memory_gb):
         return
     limit = config.gpu_memory_gb or card.memory_gb * _GIB  # type: ignore[union-attr]
-    memory = cost.memory(config)
+    memory = memory_of(cost, config)
     states = sum(memory[name] for name in _STATES)
     print(
         f"memory: {memory['gpu']:.1f} GB on each GPU, of these {states:.1f} of weights, gradients and optimizer (computed)"

@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 from pyarrow import fs
 
 from kun_ray.board import Counters
-from kun_ray.schema import OK, STATUSES
 from kun_ray.startup import Startup
 from kun_ray.store import Folder
 
@@ -89,26 +88,6 @@ def _both(now: Counters, before: collections.Counter[str]) -> collections.Counte
     found.update(now)  # type: ignore[arg-type]
     found.update(before)  # not `+`, which leaves out what is 0
     return found
-
-
-def count_statuses(folder: Folder) -> dict[str, int]:
-    """Rows in a stage's files so far, by status."""
-    if not folder.parts():
-        return dict.fromkeys(STATUSES, 0)
-    found = pc.value_counts(folder.dataset().to_table(columns=["status"])["status"]).to_pylist()
-    counts = {item["values"]: item["counts"] for item in found}
-    return {status: counts.get(status, 0) for status in STATUSES}
-
-
-def warn_if_none_ok(counts: dict[str, Any]) -> None:
-    """Prints a warning when a finished stage holds no row that a later one could use, with what became of all.
-
-    Args:
-        counts: as store.count_rows gives them.
-    """
-    if not counts[OK]:
-        reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts["reasons"].items())
-        print(f"warning: no row is ok, so no later stage has anything to do: {reasons or 'the input holds none'}")
 
 
 def _sum(folder: Folder, column: str) -> int:

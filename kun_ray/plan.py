@@ -19,6 +19,7 @@ from rich.table import Table
 from kun_ray import capacity, models, store
 from kun_ray.capacity import CARDS, TRAIN_MFU, Card, Traffic
 from kun_ray.config import one_of, require, show_config
+from kun_ray.cost import Cost, cost_of
 from kun_ray.generate import GenerateConfig
 from kun_ray.graph import Graph, PipelineConfig
 from kun_ray.pool import PoolConfig
@@ -26,7 +27,7 @@ from kun_ray.prepare import PrepareConfig
 from kun_ray.progress import duration
 from kun_ray.train.config import TrainConfig
 from kun_ray.train.dry import cheapest_change
-from kun_ray.train.memory import Cost, cost_of
+from kun_ray.train.memory import memory_of
 from kun_ray.workload import Options, Work, count_input, count_seeds, sample_corpora, traffic
 
 
@@ -169,7 +170,7 @@ def plan_training(name: str, config: TrainConfig, work: Work, options: Any) -> L
     seconds = cost.seconds(rows * config.epochs * mean, mean, config.num_workers, card.flops, TRAIN_MFU)
     fits, what = "yes", f"{rows:,.0f} samples × {config.epochs} epochs, {cost.num_parameters / 1e9:.2f}B"
     if config.accelerator == "gpu":
-        memory = cost.memory(config)
+        memory = memory_of(cost, config)
         what += f", {memory['gpu']:.1f} GB per GPU" + (
             f", {memory['host']:.0f} GB host per rank" if memory["host"] else ""
         )

@@ -29,13 +29,13 @@ from kun_ray import cleaning, execution, lease, models, quality, store
 from kun_ray.board import new_board
 from kun_ray.config import ConfigError, KunError, RayConfig, require, show_config, to_dict, without_credentials
 from kun_ray.corpora import CorpusConfig, list_corpora, num_rows_read, read_corpora
+from kun_ray.counts import count_statuses, prove_counts, warn_if_none_ok
 from kun_ray.dedup import find_duplicates
 from kun_ray.filters import FilterConfig, build_filters, filter_texts
 from kun_ray.lease import LEASE_S
-from kun_ray.ledger import count_statuses, warn_if_none_ok
+from kun_ray.marking import Duplicates, read_duplicates, write_marked
 from kun_ray.progress import Monitor, duration
 from kun_ray.prompts import count_tokens, load_tokenizer
-from kun_ray.publish import Duplicates, publish, read_duplicates
 from kun_ray.schema import DOCUMENT, FAILED, OK, REJECTED, to_table
 from kun_ray.signatures import SIGNATURE_VERSION, DedupConfig, signature_fields, signatures
 from kun_ray.sources import CorpusFile
@@ -112,8 +112,8 @@ def _run(config: PrepareConfig, folder: store.Folder, files: list[tuple[CorpusCo
         num_read = _clean(config, files, folder, clean)
         duplicates = _duplicates(config, folder, clean)
         print(f"{len(duplicates.near):,} duplicates among {num_read:,} records; writing documents", flush=True)
-        publish(folder, clean, duplicates, _run_parallel(config))
-    counts = store.prove_counts(folder, num_read)
+        write_marked(folder, clean, duplicates, _run_parallel(config))
+    counts = prove_counts(folder, num_read)
     elapsed = time.monotonic() - started
     summary = {
         "stage": "prepare",

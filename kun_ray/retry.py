@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from kun_ray.ledger import count_statuses
+from kun_ray.counts import count_statuses
 from kun_ray.schema import FAILED
 from kun_ray.store import CHECKPOINT, SUCCESS, Folder
 from kun_ray.suspects import SUSPECTS

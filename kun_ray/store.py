@@ -15,18 +15,15 @@ import re
 import time
 import urllib.parse
 import uuid
-from collections import Counter
 from importlib import metadata
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 from pyarrow import fs
 
 from kun_ray.changes import changes, stage_of
 from kun_ray.config import ConfigError, KunError, without_credentials
-from kun_ray.schema import STATUSES
 
 SUCCESS = "_SUCCESS"
 MANIFEST = "manifest.json"
@@ -201,49 +198,6 @@ def require_complete(uri: str, reads: str = "give the output= of a finished stag
     if not folder.parts():
         raise KunError(f"{shown} holds no part-*.parquet: there is nothing to read")
     return folder
-
-
-def count_rows(folder: Folder) -> dict[str, Any]:
-    """Reads a folder back and counts its rows: the proof in every summary.json.
-
-    Returns:
-        `rows`, one count per status, `reasons` ("status/reason" → count), `repeated_ids` (rows beyond the first with
-        the same doc_id).
-    """
-    statuses: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
-    ids: list[np.ndarray[Any, Any]] = []
-    if folder.parts():
-        for batch in folder.dataset().to_batches(columns=["doc_id", "status", "reason"]):
-            for group in batch.to_struct_array().field("status").value_counts().to_pylist():
-                statuses[group["values"]] += group["counts"]
-            both = pa.table({"s": batch["status"], "r": batch["reason"]})
-            for pair in both.group_by(["s", "r"]).aggregate([([], "count_all")]).to_pylist():
-                if pair["s"] != "ok":
-                    reasons[f"{pair['s']}/{pair['r']}"] += pair["count_all"]
-            ids.append(np.array(batch["doc_id"].to_pylist(), dtype="S32"))
-    rows = sum(statuses.values())
-    unique = len(np.unique(np.concatenate(ids))) if ids else 0
-    by_status = {status: statuses.pop(status, 0) for status in STATUSES}
-    return {
-        "rows": rows,
-        **by_status,
-        **statuses,
-        "reasons": dict(reasons.most_common()),
-        "repeated_ids": rows - unique,
-    }
-
-
-def prove_counts(folder: Folder, num_expected: int) -> dict[str, Any]:
-    """`count_rows`, checked: rows = expected = ok + rejected + failed and no doc_id twice. Raises KunError otherwise."""
-    counts = count_rows(folder)
-    total = sum(counts[status] for status in STATUSES)
-    if not (counts["rows"] == num_expected == total and counts["repeated_ids"] == 0):
-        raise KunError(
-            f"{without_credentials(folder.uri)}: the counts do not add up: {num_expected} rows in, {counts['rows']} out "
-            f"({', '.join(f'{counts[s]} {s}' for s in STATUSES)}; {counts['repeated_ids']} twice). Nothing was published."
-        )
-    return counts
 
 
 def input_fingerprint(folder: Folder) -> str:

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kun_ray.corpora import CorpusConfig, list_files, read_file
+from kun_ray.counts import prove_counts
 from kun_ray.export import ExportConfig, export
 from kun_ray.schema import DOCUMENT, to_table, with_steps
-from kun_ray.store import Folder, input_fingerprint, open_stage, prove_counts
+from kun_ray.store import Folder, input_fingerprint, open_stage
 
 HOSTILE = """</script><script>document.title='owned'</script><img src=x onerror="document.title='owned'">'";<!--"""
 """In text, title, meta, instruction, answer and the name of a source: none of it may ever be markup."""

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from kun_ray import generate, models, store
 from kun_ray.choose import ChooseConfig, choose_prompt
 from kun_ray.config import ConfigError, RayConfig
+from kun_ray.counts import prove_counts
 from kun_ray.generate import GenerateConfig
 from kun_ray.pool import PoolConfig
 from kun_ray.prompts import load_tokenizer
@@ -102,5 +103,5 @@ def _write(uri: str, rows: list[Row], fingerprint: Row) -> store.Folder:
         for part, start in enumerate(range(0, len(rows), 2000)):
             table = to_table(rows[start : start + 2000], QUESTION)
             pq.write_table(table, folder.child(f"part-{part:06d}.parquet"), filesystem=folder.filesystem)
-        folder.finish({"stage": "questions", **store.prove_counts(folder, len(rows))})
+        folder.finish({"stage": "questions", **prove_counts(folder, len(rows))})
     return folder

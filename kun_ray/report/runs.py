@@ -12,7 +12,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from kun_ray.changes import EXPORT, GENERATE, PREPARE, stage_of
+from kun_ray.changes import EXPORT, GENERATE, PREPARE, flatten, stage_of
 from kun_ray.config import KunError, without_credentials
 from kun_ray.store import MANIFEST, SUMMARY, Folder, input_fingerprint
 
@@ -123,7 +123,7 @@ def differences(runs: list[Run]) -> list[tuple[str, list[str]]]:
         of_run: dict[str, str] = {}
         for stage in run.stages:
             if stage.kind != OTHER:
-                of_run |= {f"{stage.kind} {key}": value for key, value in _flat(stage.fingerprint)}
+                of_run |= {f"{stage.kind} {key}": str(value) for key, value in flatten(stage.fingerprint)}
         flat.append(of_run)
     keys = [key for key in dict.fromkeys(key for of_run in flat for key in of_run) if not _is_digest(key)]
     rows = [(key, [of_run.get(key, "–") for of_run in flat]) for key in keys]
@@ -132,12 +132,6 @@ def differences(runs: list[Run]) -> list[tuple[str, list[str]]]:
 
 def _is_digest(key: str) -> bool:
     return key in ("generate input", "export input_data", "export generate")
-
-
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    if isinstance(value, dict):
-        return [pair for key, item in value.items() for pair in _flat(item, f"{prefix}.{key}" if prefix else str(key))]
-    return [(prefix, str(value))]
 
 
 def _stages_below(folder: Folder) -> list[Stage]:

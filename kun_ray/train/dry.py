@@ -15,8 +15,9 @@ from rich.table import Table
 
 from kun_ray import models
 from kun_ray.config import ConfigError
+from kun_ray.cost import Cost, cost_of
 from kun_ray.train.config import TrainConfig
-from kun_ray.train.memory import Cost, cost_of
+from kun_ray.train.memory import memory_of
 from kun_ray.train.zero import deepspeed_config
 
 
@@ -38,7 +39,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     elif not Path(source).exists():
         raise ConfigError(f"model_config: there is no file {source}")
     cost = cost_of(source, config.lora, config.trust_remote_code)
-    memory = cost.memory(config)
+    memory = memory_of(cost, config)
     show(config, cost, memory)
     limit = config.gpu_memory_gb
     if limit is not None and memory["gpu"] <= limit:
@@ -80,7 +81,7 @@ def cheapest_change(config: TrainConfig, cost: Cost, limit: float) -> str:
         zero = {k.removeprefix("zero_"): v for k, v in changes.items() if k.startswith("zero_")}
         plain = {k: v for k, v in changes.items() if not k.startswith("zero_")}
         changed = dataclasses.replace(config, **plain, zero=dataclasses.replace(config.zero, **zero))
-        return cost.memory(changed)["gpu"] <= limit
+        return memory_of(cost, changed)["gpu"] <= limit
 
     half = max(config.max_tokens, config.tokens_per_micro_batch // 2)
     if not config.gradient_checkpointing and fits(gradient_checkpointing=True):

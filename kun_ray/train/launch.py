@@ -18,13 +18,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kun_ray import execution, lease, models, store
 from kun_ray.config import ConfigError, KunError, require, show_config, to_dict
+from kun_ray.cost import peak_flops
 from kun_ray.headroom import check_training
 from kun_ray.prompts import load_tokenizer
 from kun_ray.room import accelerators, holders, require_local_gpus, wait_for_room
 from kun_ray.train import checkpoint, curve, data
 from kun_ray.train.admission import admit_on_cluster
 from kun_ray.train.config import CARD, STAGING, TrainConfig
-from kun_ray.train.memory import peak_flops
 
 FREE = (
     "output", "valid", "data", "model", "steps", "zero", "accelerator", "num_workers", "cpus_per_worker", "accelerator_type", "resources",

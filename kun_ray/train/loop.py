@@ -24,12 +24,12 @@ import torch.distributed as dist
 
 from kun_ray import models
 from kun_ray.config import ConfigError
+from kun_ray.cost import Cost, cost_of
 from kun_ray.store import Folder
 from kun_ray.train import checkpoint, curve, model, packing
 from kun_ray.train.batch import collate, learning_rate
 from kun_ray.train.config import TrainConfig
 from kun_ray.train.data import Samples, read_samples
-from kun_ray.train.memory import Cost, cost_of
 from kun_ray.train.zero import Zero3Notice, deepspeed_config
 
 WINDOW = 1024

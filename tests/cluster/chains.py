@@ -20,6 +20,7 @@ import yaml
 
 from kun_ray import store
 from kun_ray.config import load
+from kun_ray.counts import prove_counts
 from kun_ray.generate import GenerateConfig
 from kun_ray.schema import DOCUMENT, doc_id, to_table
 
@@ -85,7 +86,7 @@ def write_documents(
     for start in range(0, num_rows, rows_per_part):
         table = to_table(rows[start : start + rows_per_part], DOCUMENT)
         pq.write_table(table, stage.child(f"part-{start:06d}.parquet"))
-    stage.finish(store.prove_counts(stage, num_rows))
+    stage.finish(prove_counts(stage, num_rows))
     return stage
 
 

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from kun_ray.board import Counters
-from kun_ray.ledger import Ledger, count_statuses
+from kun_ray.counts import count_statuses
+from kun_ray.ledger import Ledger
 from kun_ray.progress import Monitor, describe
 from kun_ray.schema import DOCUMENT, doc_id, to_table, with_steps
 from kun_ray.store import Folder

@@ -14,12 +14,12 @@ import pytest
 from kun_ray import store
 from kun_ray.capacity import CARDS, Traffic, capacity, smallest_change
 from kun_ray.config import ConfigError, load, top_level_keys
+from kun_ray.cost import cost_of, cost_of_files
 from kun_ray.demo.layout import clean_texts
 from kun_ray.plan import GeneratePlan, PipelinePlan, PreparePlan, TrainPlan, plan, schema_of
 from kun_ray.pool import PoolConfig
 from kun_ray.schema import DOCUMENT, doc_id, to_table
 from kun_ray.train.config import LoraConfig
-from kun_ray.train.memory import cost_of, cost_of_files
 
 REPO = Path(__file__).parents[2]
 YI = str(REPO / "conf/shapes/yi-34b.json")

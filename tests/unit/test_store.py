@@ -13,8 +13,9 @@ from pyarrow import fs
 
 from kun_ray import store
 from kun_ray.config import KunError
+from kun_ray.counts import count_rows, prove_counts
 from kun_ray.schema import DOCUMENT, doc_id, to_table
-from kun_ray.store import Folder, open_stage, prove_counts, require_complete
+from kun_ray.store import Folder, open_stage, require_complete
 
 FINGERPRINT: dict[str, Any] = {
     "input": "abc",
@@ -174,7 +175,7 @@ def test_require_complete_says_what_is_wrong(tmp_path: Path) -> None:
 def test_counts_by_status_and_reason(tmp_path: Path) -> None:
     write_part(tmp_path, "part-0.parquet", [row(0), row(1), row(2, "rejected", "too_long")])
     write_part(tmp_path, "part-1.parquet", [row(3, "rejected", "too_long"), row(4, "failed", "truncated")])
-    counts = store.count_rows(Folder(str(tmp_path)))
+    counts = count_rows(Folder(str(tmp_path)))
     assert counts == {
         "rows": 5,
         "ok": 2,
@@ -188,9 +189,9 @@ def test_counts_by_status_and_reason(tmp_path: Path) -> None:
 
 def test_counts_of_an_empty_folder(tmp_path: Path) -> None:
     empty = {"rows": 0, "ok": 0, "rejected": 0, "failed": 0, "reasons": {}, "repeated_ids": 0}
-    assert store.count_rows(Folder(str(tmp_path))) == empty
+    assert count_rows(Folder(str(tmp_path))) == empty
     write_part(tmp_path, "part-0.parquet", [])
-    assert store.count_rows(Folder(str(tmp_path))) == empty
+    assert count_rows(Folder(str(tmp_path))) == empty
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from kun_ray.config import ConfigError, KunError, load
+from kun_ray.cost import cost_of, peak_flops
 from kun_ray.train import checkpoint
 from kun_ray.train.admission import compare
 from kun_ray.train.batch import learning_rate
 from kun_ray.train.config import LoraConfig, TrainConfig
 from kun_ray.train.dry import cheapest_change, dry_run, validate
-from kun_ray.train.memory import cost_of, peak_flops
+from kun_ray.train.memory import memory_of
 from kun_ray.train.zero import deepspeed_config
 
 REPO = Path(__file__).parents[2]
@@ -60,14 +61,14 @@ def test_the_cheapest_change_is_tried_first():
     cost = cost_of(str(REPO / "conf/shapes/yi-6b.json"), config.lora)
     assert cheapest_change(config, cost, 30) == "set gradient_checkpointing=true"
     kept = dataclasses.replace(config, gradient_checkpointing=True)
-    assert cheapest_change(kept, cost, cost.memory(kept)["gpu"] - 1) == "set tokens_per_micro_batch=2048"
+    assert cheapest_change(kept, cost, memory_of(cost, kept)["gpu"] - 1) == "set tokens_per_micro_batch=2048"
 
 
 def test_lora_trains_little():
     config = dataclasses.replace(configured(), lora=LoraConfig(rank=16))
     cost = cost_of(str(REPO / "conf/shapes/yi-6b.json"), config.lora)
     assert cost.num_trained < cost.num_parameters / 100
-    assert cost.memory(config)["optimizer"] == pytest.approx(12 * cost.num_trained / 1e9)
+    assert memory_of(cost, config)["optimizer"] == pytest.approx(12 * cost.num_trained / 1e9)
 
 
 def test_flops_follow_the_formula_and_mfu_their_share_of_the_peak():

@@ -1,6 +1,6 @@
 """The last phase of prepare: the filtered documents as the stage's files, with the duplicates marked.
 
-prepare.py calls `publish`. The duplicates are sorted arrays of 33 bytes each, which the tasks of a node share; no task
+prepare.py calls `write_marked`. The duplicates are sorted arrays of 33 bytes each, which the tasks of a node share; no task
 holds more rows than one file has.
 """
 
@@ -47,7 +47,7 @@ def read_duplicates(filesystem: fs.FileSystem, path: str) -> Duplicates:
     return Duplicates(np.concatenate(dropped), np.concatenate(kept), np.concatenate(near))
 
 
-def publish(folder: Folder, clean: Folder, duplicates: Duplicates, run_parallel: RunParallel) -> None:
+def write_marked(folder: Folder, clean: Folder, duplicates: Duplicates, run_parallel: RunParallel) -> None:
     """Writes each part of `clean` as a part of the stage; parts that are there already are kept.
 
     Tasks of an earlier attempt may still be at work: they write the same parts, each under a temporary name of its own.
@@ -58,10 +58,10 @@ def publish(folder: Folder, clean: Folder, duplicates: Duplicates, run_parallel:
     shared = ray.put(tuple(duplicates))
     done = {path.rsplit("/", 1)[-1] for path in folder.parts()}
     wanted = [path for path in clean.parts() if path.rsplit("/", 1)[-1] not in done]
-    list(run_parallel(functools.partial(_publish_part, folder.filesystem, folder.path, shared), wanted))
+    list(run_parallel(functools.partial(_write_part, folder.filesystem, folder.path, shared), wanted))
 
 
-def _publish_part(filesystem: fs.FileSystem, target: str, shared: Any, path: str) -> None:
+def _write_part(filesystem: fs.FileSystem, target: str, shared: Any, path: str) -> None:
     """Writes one part of the stage under its final name once it is whole."""
     table = pq.read_table(path, filesystem=filesystem, columns=DOCUMENT.names)
     name = path.rsplit("/", 1)[-1]
