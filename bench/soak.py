@@ -51,7 +51,7 @@ def soak(folder: Path, kills: int, rows: int, real: bool, rng: random.Random) ->
     tokenizer = tiny.build_tokenizer([seed["output"] for seed in tiny.seeds()])
     tiny.save(tiny.build_model(), tokenizer, model)
     source = chains.write_documents(folder / "prepare", rows, rows_per_part=5000)
-    plan = fake.Plan(journal=str(folder / "journal"), service_s=(0.0, 0.2))
+    plan = fake.Plan(journal=str(folder / "journal"), service_s=(0.0, 0.05))
     Path(plan.journal).mkdir()
     job = chains.write_chain(
         folder,
