@@ -3,7 +3,8 @@
 python bench/soak.py [--kills 200] [--rows 100000] [--real 20] [--real-rows 400]
 
 The long run has the tests' fake engine; `--real` kills come on top of it, with vLLM on a tiny model. Every kill is a
-SIGKILL of the driver at a random moment; the same command then goes on.
+SIGKILL of the driver: with the fake engine half of them after a random time, half after a random number of calls. The same
+command then goes on.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from kun_ray import store  # noqa: E402
 from kun_ray.demo import tiny  # noqa: E402
 
 END_S = 3600.0
+BYTES_PER_CALL = 350
+"""About what a call adds to the journal: two lines."""
 
 
 def start(job: chains.Chain, log: Path, real: bool, address: str) -> subprocess.Popen[bytes]:
@@ -69,11 +72,15 @@ def soak(folder: Path, kills: int, rows: int, real: bool, rng: random.Random) ->
     began, done = time.monotonic(), 0
     while done < kills:
         process = start(job, folder / "log", real, address)
-        try:  # from the start of the driver to well into its work
-            process.wait(rng.uniform(1.0, 90.0 if real else 25.0))
+        try:
+            if real or done % 2:  # from the start of the driver to well into its work
+                process.wait(rng.uniform(1.0, 90.0 if real else 25.0))
+            else:  # at work, however long this machine takes to start
+                await_calls(Path(plan.journal), rng.randint(1, 4000), process)
         except subprocess.TimeoutExpired:
-            done += 1
+            pass
         finally:
+            done += process.poll() is None
             chains.kill_session(process)
         if process.returncode == 0:
             break  # every row is written
@@ -95,6 +102,17 @@ def soak(folder: Path, kills: int, rows: int, real: bool, rng: random.Random) ->
         "wall_s": round(time.monotonic() - began, 1),
         **{key: summary[key] for key in ("runs", "restarts", "tokens_redone", "output_tokens", "goodput")},
     }
+
+
+def await_calls(journal: Path, calls: int, process: subprocess.Popen[bytes]) -> None:
+    """Waits until the fake engines have noted so many more calls, the process has ended, or five minutes are over."""
+
+    def num_bytes() -> int:
+        return sum(file.stat().st_size for file in journal.glob("*.jsonl"))
+
+    wanted, end = num_bytes() + calls * BYTES_PER_CALL, time.monotonic() + 300
+    while num_bytes() < wanted and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 def num_rows(path: str) -> int:
