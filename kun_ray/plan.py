@@ -20,6 +20,7 @@ from kun_ray import capacity, models, store
 from kun_ray.capacity import CARDS, TRAIN_MFU, Card, Traffic
 from kun_ray.config import one_of, require, show_config
 from kun_ray.cost import Cost, cost_of
+from kun_ray.estimate import sample_corpora
 from kun_ray.generate import GenerateConfig
 from kun_ray.graph import Graph, PipelineConfig
 from kun_ray.pool import PoolConfig
@@ -28,7 +29,7 @@ from kun_ray.progress import duration
 from kun_ray.train.config import TrainConfig
 from kun_ray.train.dry import cheapest_change
 from kun_ray.train.memory import memory_of
-from kun_ray.workload import Options, Work, count_input, count_seeds, sample_corpora, traffic
+from kun_ray.workload import Options, Work, count_input, count_seeds, traffic
 
 
 @dataclasses.dataclass
