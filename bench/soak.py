@@ -69,14 +69,15 @@ def soak(folder: Path, kills: int, rows: int, real: bool, rng: random.Random) ->
         text = job.yaml.read_text().replace("max_tokens: 64", "max_tokens: 8")
         job.yaml.write_text(text.replace("num_cpus: 1", "num_cpus: 1\n    max_model_len: 256\n    cpu_threads: 1"))
     address = chains.address()
-    began, done = time.monotonic(), 0
+    began, done, written = time.monotonic(), 0, 0
     while done < kills:
         process = start(job, folder / "log", real, address)
         try:
             if real or done % 2:  # from the start of the driver to well into its work
                 process.wait(rng.uniform(1.0, 90.0 if real else 25.0))
-            else:  # at work, however long this machine takes to start
-                await_calls(Path(plan.journal), rng.randint(1, 4000), process)
+            else:  # at work, however long this machine takes to start; the rows are to last for all kills
+                share = rng.uniform(0.0, 3.0) * (rows - written) / (kills - done)
+                await_calls(Path(plan.journal), int(3 * share), process)
         except subprocess.TimeoutExpired:
             pass
         finally:
@@ -86,7 +87,8 @@ def soak(folder: Path, kills: int, rows: int, real: bool, rng: random.Random) ->
             break  # every row is written
         if process.returncode != -9:
             raise SystemExit(f"a run failed by itself:\n{(folder / 'log').read_text()[-4000:]}")
-        print(f"{done} of {kills} kills, {sum(map(num_rows, job.folder().parts())):,} of {rows:,} rows", flush=True)
+        written = sum(map(num_rows, job.folder().parts()))
+        print(f"{done} of {kills} kills, {written:,} of {rows:,} rows", flush=True)
     process = start(job, folder / "log", real, address)
     if process.wait(END_S):
         raise SystemExit(f"the last run failed:\n{(folder / 'log').read_text()[-4000:]}")
