@@ -71,7 +71,9 @@ def connect(config: RayConfig, min_cpus: int = LOCAL_MIN_CPUS, dashboard: bool =
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stage that is told to end does so as on Ctrl-C
 
 
-def require_resources(needs: dict[str, float], what: str) -> None:
+def require_resources(
+    needs: dict[str, float], what: str, lower: str = "replicas, num_workers or tensor_parallel_size"
+) -> None:
     """Raises ConfigError, with what the cluster has, when it could never hold `needs` (resource name → amount)."""
     have = ray.cluster_resources()
     for name, amount in needs.items():
@@ -79,7 +81,7 @@ def require_resources(needs: dict[str, float], what: str) -> None:
             held = {key: round(value, 1) for key, value in have.items() if key in ("CPU", "GPU") or key in needs}
             raise ConfigError(
                 f"{what} needs {amount:g} {name}, but the cluster has {have.get(name, 0.0):g} (all nodes: {held}): "
-                "lower replicas or tensor_parallel_size, set accelerator: cpu, or join a larger cluster (ray.address; ray.autoscaling=true if it grows on demand)"
+                f"lower {lower}, set accelerator: cpu, or join a larger cluster (ray.address; ray.autoscaling=true if it grows on demand)"
             )
 
 
@@ -223,11 +225,11 @@ def stopping(on_stop: Callable[[], None], grace_s: float) -> Iterator[threading.
     then tells its stages too. The first signal calls `on_stop` each second (from a thread; a Board that Ray has restarted knows nothing) and sets the yielded event: the run takes no new rows and finishes
     those in flight. A second signal, or `grace_s` seconds, raises KeyboardInterrupt in the main thread.
     """
-    asked, ended, first = threading.Event(), threading.Event(), [math.inf]
+    asked, ended, over, first = threading.Event(), threading.Event(), threading.Event(), [math.inf]
 
     def handle(signum: int, frame: object) -> None:
         if asked.is_set():
-            if PARENT in os.environ and time.monotonic() < first[0] + SAME_STOP_S:
+            if PARENT in os.environ and time.monotonic() < first[0] + SAME_STOP_S and not over.is_set():
                 return
             raise KeyboardInterrupt
         first[0] = time.monotonic()
@@ -248,6 +250,7 @@ def stopping(on_stop: Callable[[], None], grace_s: float) -> Iterator[threading.
                 on_stop()
             if ended.wait(min(1.0, grace_s)):
                 return
+        over.set()
         os.kill(os.getpid(), signal.SIGINT)
 
     before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}

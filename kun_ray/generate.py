@@ -34,17 +34,9 @@ from kun_ray.prompts import load_tokenizer
 from kun_ray.room import accelerators, require_local_cores, require_local_gpus, wait_for_room
 from kun_ray.schema import FAILED, OK, STATUSES, STEP_RESULTS
 from kun_ray.startup import Startup
-from kun_ray.steps import StepsConfig, build_step
+from kun_ray.steps import COLUMNS_READ, StepsConfig, build_step
 from kun_ray.suspects import SUSPECTS
 
-NEEDS = {
-    "perplexity": ["text"],
-    "label": ["text"],
-    "score": ["instruction"],
-    "polish": ["text", "instruction"],
-    "choose": ["text"],
-}
-"""Columns that each step reads."""
 READS = "generate reads what jobs/prepare.py writes: give its output=, or an earlier generate's"
 
 
@@ -86,13 +78,19 @@ class GenerateConfig:
             others = [other for other in self.pools if self.pools[other].steps]
             require(
                 len(pool.steps) > 0,
-                f"pools.{name} runs no step: give it steps=[…] of {', '.join(NEEDS)}"
+                f"pools.{name} runs no step: give it steps=[…] of {', '.join(COLUMNS_READ)}"
                 + (f", or did you mean one of the pools {', '.join(others)}?" if others else ""),
             )
         steps = [step for pool in self.pools.values() for step in pool.steps]
         require(len(steps) == len(set(steps)), f"a step runs in two pools: {', '.join(steps)}")
         require(self.retry in (None, FAILED), f"retry is {self.retry!r}, but must be `{FAILED}` or null")
         require(self.rows_per_file >= 1, "rows_per_file must be at least 1")
+        block = max((pool.rows_per_block for pool in list(self.pools.values())[1:]), default=0)
+        require(
+            self.max_waiting_rows >= block,
+            f"max_waiting_rows ({self.max_waiting_rows}) must hold one block of each pool behind the first: at least {block} "
+            "(rows_per_block)",
+        )
         require(self.wait_for_nodes_s > 0, "wait_for_nodes_s must be above 0")
 
 
@@ -254,7 +252,7 @@ def preflight(config: GenerateConfig, source: store.Folder) -> None:
         check_engine_arguments(pool)
         for step in pool.steps:
             needs = [
-                *NEEDS[step],
+                *COLUMNS_READ[step],
                 *(["text"] if step == "score" and config.steps.score and config.steps.score.input == "pair" else []),
             ]
             missing = [column for column in needs if column not in columns]

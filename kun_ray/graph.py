@@ -20,7 +20,7 @@ from omegaconf import MISSING
 from kun_ray import export, fingerprint, generate, lease, prepare, store
 from kun_ray.config import ConfigError, RayConfig, load, merge, require, to_dict
 from kun_ray.corpora import CorpusConfig, list_corpora
-from kun_ray.train import launch
+from kun_ray.train import fingerprint as trained
 from kun_ray.train.config import TrainConfig
 
 STAGES = ("prepare", "train_label", "label", "train_chat", "curate", "export", "train_final")
@@ -97,7 +97,7 @@ JOBS = {
     "prepare": Job(prepare.PrepareConfig, lambda c: prepare.fingerprint(c, list_corpora(c.corpora)), False),
     "generate": Job(generate.GenerateConfig, fingerprint.identity, True),
     "export": Job(export.ExportConfig, lambda c: export.fingerprint(c, store.require_complete(c.input)), False),
-    "train": Job(TrainConfig, launch.fingerprint, True),
+    "train": Job(TrainConfig, trained.fingerprint, True),
 }
 
 

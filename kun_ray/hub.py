@@ -34,7 +34,8 @@ def upload(release: Release, repo: str, private: bool) -> None:
     """Makes the repository if need be, uploads everything in it, and compares what the hub then holds.
 
     Raises:
-        ConfigError: no token, no network allowed, or a repository that is public though `private` was asked for.
+        ConfigError: no token, no network allowed, or a repository that is there and public where private was asked for,
+            or private where public.
         KunError: the hub refuses or cannot be reached, the repository holds something else, or a file arrived otherwise.
     """
     if constants.is_offline_mode():
@@ -80,6 +81,10 @@ def _require_own(api: HfApi, kind: str, repo: str, private: bool, names: set[str
         return
     if private and found.private is False:
         raise ConfigError(f"{repo} is there already and is PUBLIC: give private=false, or another `to`")
+    if not private and found.private:
+        raise ConfigError(
+            f"{repo} is there already and is private: make it public in its settings on the hub, or leave out private=false"
+        )
     foreign = sorted({file.rfilename for file in found.siblings or []} - names - set(GIT))
     if foreign:
         raise KunError(

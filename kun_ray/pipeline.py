@@ -219,7 +219,7 @@ def _set_aside(run: Progress) -> bool:
     folder, (what, why) = run.stage.folder, run.verdict or ("", "")
     if what != "redo":
         return True
-    holder = lease.holder(folder, lease.LEASE_S)
+    holder = lease.holder(folder, run.stage.config.lease_s)
     if holder is not None or not isinstance(folder.filesystem, fs.LocalFileSystem):
         wanted = f"let {holder} end" if holder else "move it away or delete it"
         print(

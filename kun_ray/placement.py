@@ -94,7 +94,11 @@ def require_placement(pools_by_name: dict[str, PoolConfig], what: str) -> None:
     for pool in pools:
         for resource, amount in pool.resources.items():
             needs[resource] = needs.get(resource, 0) + amount * pool.replicas
-    execution.require_resources({k: float(v) for k, v in needs.items() if v}, f"{what}: {' + '.join(pools_by_name)}")
+    execution.require_resources(
+        {k: float(v) for k, v in needs.items() if v},
+        f"{what}: {' + '.join(pools_by_name)}",
+        "replicas or tensor_parallel_size",
+    )
     largest = max((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
     for name, pool in pools_by_name.items():
         in_one_node = pool.tensor_parallel_size if spans_nodes(pool) else pool.num_gpus()

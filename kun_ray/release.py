@@ -156,6 +156,8 @@ def copy(release: Release, to: str) -> None:
         KunError: `to` holds something else, cannot be written, or the copy is not the same.
     """
     target, shown = Folder(to), without_credentials(to)
+    if target.filesystem.get_file_info(target.path).is_file:
+        raise KunError(f"{shown} is a file: give a folder that is not there yet")
     held = _names(target)
     if held:
         if set(held) == {*release.files, *release.texts} and checksums.read(target) == release.sums():

@@ -40,13 +40,13 @@ def watching(pools: Pools, totals: Callable[[], dict[str, Counters]], after_s: f
         totals: each pool's counters now.
         after_s: patience; a node may come back.
     """
-    ended = threading.Event()
+    ended, at_start = threading.Event(), _num_nodes()
 
     def watch() -> None:
         seen, since, missing = None, time.monotonic(), False
         while not ended.wait(min(5.0, after_s / 4)):
             with contextlib.suppress(ray.exceptions.RayError):  # a head that moves; the next look will tell
-                missing = not fits(pools, num_free_cpus=1)
+                missing = _num_nodes() < at_start and not fits(pools, num_free_cpus=1)
             now = totals()
             work = [(c.get("rows"), c.get("prompt_tokens"), c.get("in_flight", 0)) for c in now.values()]
             if work != seen or any(in_flight for *_, in_flight in work):
@@ -69,9 +69,18 @@ def watching(pools: Pools, totals: Callable[[], dict[str, Counters]], after_s: f
 def fits(pools: Pools, num_free_cpus: float) -> bool:
     """Whether the living nodes could hold all replicas at once, and reading and writing beside them, if nobody else were there."""
     nodes: list[dict[str, float]] = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    wanted = sorted(bundles(pools), key=lambda bundle: -bundle.get("GPU", bundle.get("CPU", 0.0)))
+    wanted = sorted(bundles(pools), key=_scarcity, reverse=True)
     placed = all(any(_take(node, bundle) for node in nodes) for bundle in wanted)
     return placed and sum(node.get("CPU", 0.0) for node in nodes) >= num_free_cpus
+
+
+def _scarcity(bundle: dict[str, float]) -> tuple[int, float, float]:
+    """What only few nodes can hold is placed first: kinds of cards and resources of the cluster's own, GPUs, many CPUs."""
+    return sum(name not in ("CPU", "GPU") for name in bundle), bundle.get("GPU", 0.0), bundle.get("CPU", 0.0)
+
+
+def _num_nodes() -> int:
+    return sum(1 for node in ray.nodes() if node["Alive"])
 
 
 def _take(node: dict[str, Any], bundle: dict[str, float]) -> bool:

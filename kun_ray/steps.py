@@ -21,7 +21,15 @@ from kun_ray.replies import Reply, parse_choice, parse_label, parse_perplexity, 
 if TYPE_CHECKING:  # transformers takes seconds to import, and most processes never need it
     from transformers import PreTrainedTokenizerFast
 
-STEPS = ("perplexity", "label", "score", "polish", "choose")
+COLUMNS_READ = {
+    "perplexity": ["text"],
+    "label": ["text"],
+    "score": ["instruction"],
+    "polish": ["text", "instruction"],
+    "choose": ["text"],
+}
+"""Columns that each step reads."""
+STEPS = tuple(COLUMNS_READ)
 
 
 @dataclasses.dataclass

@@ -8,9 +8,11 @@ it ends; the actor's next process reads it. A replica that sees its engine die r
 from __future__ import annotations
 
 import collections
+import contextlib
 import mmap
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +27,8 @@ DEATHS = 2
 """A row that was in an engine at so many deaths, at the last one alone, is quarantined."""
 DEATHS_IN_A_ROW = 6
 """So many replicas of a pool in succession that died without having answered anything end the run."""
+OLD_S = 7 * 24 * 3600.0
+"""A Flight that nobody has written for so long belongs to no living run."""
 _SLOT_BYTES = 64
 
 
@@ -94,7 +98,16 @@ def flight_path(actor: str) -> Path | None:
         found = folder.lstat()
     except OSError:
         return None
+    _forget_old(folder)
     return folder / f"flight-{actor}" if found.st_uid == os.getuid() and not folder.is_symlink() else None
+
+
+def _forget_old(folder: Path) -> None:
+    """Deletes the Flights of runs that have ended: Ray ends an actor without a word, so none can do it for its own."""
+    for path in folder.glob("flight-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > OLD_S:
+                path.unlink()
 
 
 class Deaths:

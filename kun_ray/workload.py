@@ -86,17 +86,17 @@ def count_seeds(work: Work, stages: list[tuple[str, Any]]) -> None:
         )
         return
     found = list(itertools.islice(data.pairs(places[0]), 100_000))
-    count = _counter(trainings[0].model, trainings[0].chat_template)
+    count = _counter(trainings[0])
     asked, said = count([q for q, _ in found]), count([a for _, a in found])
     work.pairs = max(1, len(found))
     work.instruction, work.answer = sum(asked) / work.pairs, sum(said) / work.pairs
     work.notes.append(f"{places[0]}: {len(found):,} pairs of {work.instruction:.0f} + {work.answer:.0f} tokens")
 
 
-def _counter(model: str, chat_template: str | None) -> Any:
+def _counter(training: TrainConfig) -> Any:
     """Tokens of texts by the model's tokenizer; by their characters when it is not at hand."""
-    if Path(model).is_dir():
-        tokenizer = load_tokenizer(model, chat_template or "chatml")
+    if Path(training.model).is_dir():
+        tokenizer = load_tokenizer(training.model, training.chat_template or "chatml", training.trust_remote_code)
         return lambda texts: count_tokens(tokenizer, texts)
     return lambda texts: [len(text) * TOKENS_PER_CHAR for text in texts]
 
@@ -113,7 +113,8 @@ def traffic(pool: PoolConfig, config: GenerateConfig, work: Work, good_share: fl
         if prompt is None:
             fixed, fields = 0.0, ["text"]
         elif Path(pool.model).is_dir():
-            pieces = build_prompt(load_tokenizer(pool.model, pool.chat_template or "chatml"), prompt).pieces
+            tokenizer = load_tokenizer(pool.model, pool.chat_template or "chatml", pool.trust_remote_code)
+            pieces = build_prompt(tokenizer, prompt).pieces
             fields = [piece for piece in pieces if isinstance(piece, str)]
             fixed = float(sum(len(piece) for piece in pieces[1:] if not isinstance(piece, str)))
         else:

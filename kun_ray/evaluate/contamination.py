@@ -115,7 +115,8 @@ def check(config: ContaminationConfig, suites: list[Benchmark], output: store.Fo
     num_rows = num_empty = num_hit = 0
     folder = output.below(FOLDER)
     folder.filesystem.create_dir(folder.path, recursive=True)
-    with folder.filesystem.open_output_stream(folder.child(ROWS)) as stream:
+    unfinished = folder.child(f"{ROWS}.tmp")
+    with folder.filesystem.open_output_stream(unfinished) as stream:
         for row in read_rows(config.data):
             texts = [row[name] for name in config.columns if row.get(name)]
             num_rows, num_empty = num_rows + 1, num_empty + (not texts)
@@ -135,6 +136,7 @@ def check(config: ContaminationConfig, suites: list[Benchmark], output: store.Fo
     if num_rows == num_empty:
         where = without_credentials(config.data)
         raise ConfigError(f"contamination.data: {where} has no row with text in {', '.join(config.columns)}")
+    folder.filesystem.move(unfinished, folder.child(ROWS))
     by_suite: dict[str, collections.Counter[str]] = {suite.name: collections.Counter() for suite in suites}
     for number, (suite, _, _) in enumerate(index.questions):
         share = best.get(number, 0.0)

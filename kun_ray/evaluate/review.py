@@ -83,7 +83,7 @@ def review(config: ReviewConfig) -> dict[str, Any]:
 
 
 def make(config: ReviewConfig) -> dict[str, Any]:
-    """Writes review.html and key.json; the same command finds them there and does nothing."""
+    """Writes review.html and key.json; the same command writes the same files again."""
     names = source_names(config.answers, config.names)
     items, same = _draw(config)
     key: dict[str, Any] = {"mode": "pairs" if len(names) == 2 else "criteria", "names": names, "same": same}

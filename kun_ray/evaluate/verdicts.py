@@ -82,9 +82,8 @@ def show(found: dict[str, Any], console: Console | None = None) -> None:
     for column in ("", "items", "mean of 1–3 [95 %]", "good, % [95 %]", "α", "items rated twice"):
         table.add_column(Text(column), justify="right" if column else "left")
     for one in found["criteria"].values():
-        low, high = one["interval"]
         good_low, good_high = (100 * end for end in one["good_interval"])
-        mean = f"{one['mean']:.2f} [{low:.2f}, {high:.2f}]"
+        mean = "–" if one["mean"] is None else "{:.2f} [{:.2f}, {:.2f}]".format(one["mean"], *one["interval"])
         good = f"{100 * one['good']:.0f} [{good_low:.0f}, {good_high:.0f}]"
         alpha = "–" if one["alpha"] is None else f"{one['alpha']:.2f}"
         table.add_row(*map(Text, (one["name"], str(one["items"]), mean, good, alpha, str(one["rated_twice"]))))
@@ -166,8 +165,8 @@ def _rate(key: dict[str, Any], by_reviewer: dict[str, Votes]) -> dict[str, Any]:
         criteria[id] = {
             "name": name,
             "items": len(means),
-            "mean": sum(means) / len(means) if means else float("nan"),
-            "interval": mean_interval(means),
+            "mean": sum(means) / len(means) if means else None,
+            "interval": mean_interval(means) if means else None,
             "good": num_good / max(1, len(means)),
             "good_interval": wilson(num_good, len(means)),
             "alpha": krippendorff_alpha(ratings, ordinal=True),

@@ -234,9 +234,10 @@ def _elapsed(measured: Measured) -> float:
 
 
 def _seconds(stage: Stage, seen: Throughput | None) -> float | None:
-    """Running time over all attempts: a summary knows only of the last one, metrics nothing of what follows the rows."""
+    """Running time over all attempts: generate's summary knows it, prepare's only the last one's; metrics know nothing of
+    what follows the rows."""
     last: float | None = stage.summary.get("elapsed_s")
-    if seen is None:
+    if seen is None or "runs" in stage.summary:
         return last
     *earlier, newest = (attempt.elapsed_s for attempt in seen.attempts)
     return float(sum(earlier) + (newest if last is None else last))

@@ -74,7 +74,13 @@ def admit_on_cluster(config: TrainConfig, staging: Path) -> dict[str, float]:
     settings = engine_config(staging, json.loads((staging / CARD).read_text()), config)
     needs = {"CPU": min(1.0, config.cpus_per_worker), "GPU": float(settings.num_gpus()), **config.resources}
     needs = {name: amount for name, amount in needs.items() if amount}
-    wait_for_room([needs], config.wait_for_resources_s, f"{config.output}, admission,", config.accelerator_type)
+    wait_for_room(
+        [needs],
+        config.wait_for_resources_s,
+        f"{config.output}, admission,",
+        config.accelerator_type,
+        config.ray.autoscaling,
+    )
     remote = ray.remote(
         num_cpus=min(1.0, config.cpus_per_worker),
         num_gpus=settings.num_gpus(),

@@ -222,10 +222,15 @@ def _conversation(record: dict[str, Any]) -> tuple[str | None, list[tuple[str, s
     return system, [(said[n][1], said[n + 1][1]) for n in range(0, len(said), 2)], ""
 
 
+def is_export(folder: Folder) -> bool:
+    """Whether it is an export's folder, or a published copy of one."""
+    return folder.exists("dataset_info.json") or folder.exists("_SUCCESS")
+
+
 def _records(entry: DataConfig) -> Iterator[tuple[str, Any]]:
     """(where it stands, record or None if it is broken) of an entry's file."""
     filesystem, path = resolve(entry.path)
-    if Folder(entry.path).exists("dataset_info.json") or Folder(entry.path).exists("_SUCCESS"):
+    if is_export(Folder(entry.path)):
         names = [form.format(entry.split) for form in EXPORTED]
         name = next((name for name in names if Folder(entry.path).exists(name)), None)
         if name is None:

@@ -6,6 +6,7 @@ Ray Train restarts the ranks when one is lost; each time they take the newest wh
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import shutil
 import threading
@@ -19,19 +20,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from kun_ray import execution, lease, models, store
 from kun_ray.config import ConfigError, KunError, require, show_config, to_dict
 from kun_ray.cost import peak_flops
+from kun_ray.engine import EngineConfig, check_engine_arguments, check_engine_installed
 from kun_ray.headroom import check_training
 from kun_ray.prompts import load_tokenizer
 from kun_ray.room import accelerators, holders, require_local_gpus, wait_for_room
 from kun_ray.train import checkpoint, curve, data
 from kun_ray.train.admission import admit_on_cluster
 from kun_ray.train.config import CARD, STAGING, TrainConfig
-
-FREE = (
-    "output", "valid", "data", "model", "steps", "zero", "accelerator", "num_workers", "cpus_per_worker", "accelerator_type", "resources",
-    "wait_for_resources_s", "tokens_per_micro_batch", "packing", "attention", "gradient_checkpointing", "save_every_steps",
-    "keep_last", "eval_every_steps", "max_failures", "publish", "dry_run", "model_config", "gpu_memory_gb", "host_memory_gb", "gpus_per_node", "lease_s", "ray",
-)  # fmt: skip
-"""Fields that do not change what is learnt, or that the fingerprint holds in another form."""
+from kun_ray.train.fingerprint import fingerprint
 
 QUIET = {"PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
 """Environment of the ranks."""
@@ -102,7 +98,7 @@ def _run(config: TrainConfig, folder: store.Folder, tokenizer: Any) -> dict[str,
     execution.warn_if_not_shared([config.output, *([config.model] if Path(config.model).is_dir() else [])])
     staging = Path(folder.path) / STAGING
     restarts = 0
-    if not (staging / CARD).is_file():
+    if not _is_written(staging, config):
         restarts = _fit(config, folder)
     figures = admit_on_cluster(_absolute(config), staging) if config.publish.admission else None
     shutil.rmtree(Path(folder.path) / "model", ignore_errors=True)
@@ -130,6 +126,12 @@ def _run(config: TrainConfig, folder: store.Folder, tokenizer: Any) -> dict[str,
     return summary
 
 
+def _is_written(staging: Path, config: TrainConfig) -> bool:
+    """Whether the last step's weights lie there, in the type that is asked for."""
+    card = staging / CARD
+    return card.is_file() and json.loads(card.read_text())["dtype"] == config.publish.dtype
+
+
 def _drop_checkpoints(config: TrainConfig, folder: store.Folder) -> None:
     if not config.publish.keep_checkpoints:
         shutil.rmtree(Path(folder.path) / "checkpoints", ignore_errors=True)
@@ -147,38 +149,15 @@ def preflight(config: TrainConfig) -> Any:
     )
     for entry in [*config.data, *config.valid]:
         require(store.Folder(entry.path).exists(), f"data.path: there is no file or folder {entry.path}")
+    if config.publish.admission:  # what is wrong with its engine would come out after the last step
+        engine = EngineConfig(model=config.model, accelerator=config.accelerator, engine=config.publish.engine)
+        check_engine_installed(engine)
+        check_engine_arguments(engine)
     ranks, share = config.num_workers, config.zero.hpz_partition_size
     require(ranks % share == 0, f"zero.hpz_partition_size ({share}) must divide num_workers ({ranks})")
     return load_tokenizer(
         models.fetch_model(config.model, weights=False), config.chat_template, config.trust_remote_code
     )
-
-
-def fingerprint(config: TrainConfig) -> dict[str, Any]:
-    """What decides the weights, for the manifest. Ranks, sharding and packing do not."""
-    plain = to_dict(config) | {"chat_template": models.read_chat_template(config.chat_template)}
-    return {
-        "model": {"path": config.model, "weights": models.model_digest(config.model)},
-        "data": [{**entry, "content": _content(entry["path"])} for entry in plain["data"]],
-        "prompts": {e.task: to_dict(getattr(config.steps, e.task).prompt) for e in config.data if e.task != "chat"},
-        "training": {name: value for name, value in plain.items() if name not in FREE},
-    }
-
-
-def _content(path: str) -> str:
-    """Identity of a data file or of an export's files."""
-    import hashlib
-
-    folder = store.Folder(path)
-    digest = hashlib.blake2b(digest_size=16)
-    names = [f"{path.rstrip('/')}/{form.format(split)}" for form in data.EXPORTED for split in ("train", "valid")]
-    for name in names if folder.exists("_SUCCESS") else [path]:
-        if store.Folder(name).exists():
-            filesystem, at = store.resolve(name)
-            with filesystem.open_input_stream(at) as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-    return digest.hexdigest()
 
 
 def _fit(config: TrainConfig, folder: store.Folder) -> int:
@@ -201,7 +180,8 @@ def _fit(config: TrainConfig, folder: store.Folder) -> int:
     _fit_checkpoint(config, folder)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     line = Line.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    job = {"config": _absolute(config), "peak_flops": _peak(config), "line": line}
+    starts = len(curve.read_starts(folder))
+    job = {"config": _absolute(config), "peak_flops": _peak(config), "line": line, "starts": starts}
     internal = Path(folder.path) / "_ray_train"
     trainer = TorchTrainer(
         train_rank,
@@ -224,7 +204,6 @@ def _fit(config: TrainConfig, folder: store.Folder) -> int:
             worker_runtime_env={"env_vars": {**QUIET, "DS_ACCELERATOR": "cuda" if gpu else "cpu"}},
         ),
     )
-    starts = len(curve.read_starts(folder))
     errors: list[BaseException] = []
 
     def fit() -> None:
@@ -276,7 +255,13 @@ def _fit_checkpoint(config: TrainConfig, folder: store.Folder) -> None:
             num_gpus=0.01 if config.accelerator == "gpu" else 0,
             runtime_env={"env_vars": {**QUIET, "DS_ACCELERATOR": "cpu"}},
         )(checkpoint.to_universal)
-        ray.get(task.remote(found["path"]))
+        try:
+            ray.get(task.remote(found["path"]))
+        except ray.exceptions.RayError as error:
+            raise KunError(
+                f"{found['path']} cannot be rewritten for {config.num_workers} ranks: {execution.root_cause(error)}; make "
+                f"room, or go on with num_workers={found['num_ranks']}"
+            ) from error
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:

@@ -77,7 +77,9 @@ def train_rank(job: dict[str, Any]) -> None:
     try:
         _train(job)
     except Exception as error:
-        begun = bool(curve.read_starts(Folder(config.output)))  # what fails before the first step fails again
+        begun = (
+            len(curve.read_starts(Folder(config.output))) > job["starts"]
+        )  # what fails before the first step fails again
         if line is not None and (isinstance(error, ConfigError | FloatingPointError) or not begun):
             ray.get(line.report.remote(f"{type(error).__name__}: {error}", traceback.format_exc()))
         raise

@@ -50,9 +50,11 @@ def publish(run: Run, samples: Samples) -> None:
             "probes": probes,
             "files": digests(folder),
         }
-        (folder / CARD).write_text(json.dumps(card, ensure_ascii=False))
+        unfinished = folder / f"{CARD}.tmp"
+        unfinished.write_text(json.dumps(card, ensure_ascii=False))
         for file in folder.iterdir():
             os.chmod(file, 0o644)  # safetensors writes 0600, which the pools' users may not read
+        os.replace(unfinished, folder / CARD)  # last: where it is, everything is
     dist.barrier()
 
 

@@ -134,3 +134,4 @@ def test_data_without_the_columns_are_refused(tmp_path):
     data = generate_stage(tmp_path / "generate", ["一", "二"])
     with pytest.raises(ConfigError, match="has no row with text in output"):
         check(ContaminationConfig(data=data, columns=["output"]), [suite(STEM)], Folder(str(tmp_path / "out")))
+    assert not list((tmp_path / "out").rglob("rows.jsonl")), "a search that did not end says nothing"

@@ -43,6 +43,10 @@ def test_the_hub_gets_exactly_the_release(hub: Hub, data: Path, capsys: Any) -> 
     with pytest.raises(ConfigError, match="is there already and is PUBLIC"):
         publish(PublishConfig(str(data), "me/kun", push=True))
     publish(PublishConfig(str(data), "me/kun", push=True, private=False))
+    hub.private = True
+    with pytest.raises(ConfigError, match="is there already and is private: make it public in its settings"):
+        publish(PublishConfig(str(data), "me/kun", push=True, private=False))
+    hub.private = False
     hub.files["other.bin"] = b""
     with pytest.raises(KunError, match=r"me/kun holds something else \(other.bin\)"):
         publish(PublishConfig(str(data), "me/kun", push=True, private=False))

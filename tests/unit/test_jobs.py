@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import subprocess
@@ -131,3 +132,16 @@ def test_shipped_limits_are_kuns() -> None:
         1024,
     )
     assert "{text}" not in config.steps.score.prompt.user
+
+
+def test_an_installation_has_every_file_of_the_package() -> None:
+    """Not only an editable one, as all tests have."""
+    setup = configparser.ConfigParser()
+    setup.read(REPO / "setup.cfg")
+    patterns = {package: globs.replace(",", " ").split() for package, globs in setup["options.package_data"].items()}
+    listed = subprocess.run(["git", "ls-files", "kun_ray"], cwd=REPO, capture_output=True, text=True, check=True).stdout
+    files = [Path(name) for name in listed.splitlines() if not name.endswith(".py")]
+    left_out = [
+        str(file) for file in files if not any(file.match(p) for p in patterns.get(".".join(file.parent.parts), []))
+    ]
+    assert files and not left_out

@@ -13,6 +13,7 @@ from example_input import configured, finished, row
 
 from kun_ray.config import ConfigError
 from kun_ray.generate import GenerateConfig, fingerprint, preflight
+from kun_ray.pool import PoolConfig
 from kun_ray.schema import DOCUMENT, with_steps
 from kun_ray.store import Folder
 
@@ -195,3 +196,11 @@ def test_fingerprint_follows_what_decides_the_output(
         assert fingerprint(configured(source, path, "label", other), source) != first, other
     (Path(path) / "model.safetensors").write_bytes(b"weights")
     assert fingerprint(configured(source, path, "label"), source) != first
+
+
+def test_the_queue_before_a_pool_holds_one_of_its_blocks() -> None:
+    pools = {name: PoolConfig("m", steps=[step]) for name, step in (("label", "label"), ("chat", "score"))}
+    pools["chat"].rows_per_block = 2048
+    with pytest.raises(ConfigError, match=r"max_waiting_rows \(1024\) must hold one block .* at least 2048"):
+        GenerateConfig("in", "out", pools)
+    assert GenerateConfig("in", "out", pools, max_waiting_rows=2048).max_waiting_rows == 2048

@@ -232,3 +232,9 @@ def test_a_models_own_card_is_published(model: Path, tmp_path: Path) -> None:
     publish(PublishConfig(str(model), str(tmp_path / "x"), push=True))
     assert (tmp_path / "x/README.md").read_text().endswith("mine\n")
     assert publish(PublishConfig(str(model), "me/x", private=False)).licence == "mit"
+
+
+def test_a_file_in_the_place_of_the_copy_is_refused(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(KunError, match="taken is a file: give a folder that is not there yet"):
+        publish(PublishConfig(str(data), str(tmp_path / "taken"), push=True))

@@ -14,6 +14,7 @@ from report_page import Page
 from kun_ray.config import ConfigError, KunError
 from kun_ray.report import write_report
 from kun_ray.report.runs import differences, find_run
+from kun_ray.report.tables import _seconds
 from kun_ray.report.throughput import read_throughput
 from kun_ray.schema import DOCUMENT, doc_id
 from kun_ray.store import Folder, open_stage
@@ -33,6 +34,13 @@ def test_restarts_and_lost_replicas_are_found(run: Path) -> None:
     assert set(found.curves) == {"rows_per_s", "label tokens_per_s", "label in_flight"}
     svg = Path(write_report([str(run)])).read_text()
     assert svg.count("restart-0") == 3 and "started again" in svg
+
+
+def test_no_attempt_counts_twice_once_the_summary_has_added_them_up(run: Path) -> None:
+    summary = json.loads((run / "generate/summary.json").read_text()) | {"runs": 2, "elapsed_s": 26.0}
+    (run / "generate/summary.json").write_text(json.dumps(summary))
+    generate = find_run(str(run)).chain[-1]
+    assert _seconds(generate, read_throughput(generate.folder)) == 26.0
 
 
 def test_metrics_of_a_file_system_that_cannot_append_are_read(tmp_path: Path, run: Path) -> None:

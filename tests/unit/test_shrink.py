@@ -46,14 +46,28 @@ def test_the_largest_pool_gives_way(nodes: list[dict[str, Any]]) -> None:
         shrunk(pools(label=1, chat=2))
 
 
-@pytest.mark.parametrize(("alive", "in_flight", "told"), [(2, 0, True), (3, 0, False), (2, 1, False)])
-def test_a_run_is_told_when_nothing_moves_and_a_node_is_missing(
-    nodes: list[dict[str, Any]], alive: int, in_flight: int, told: bool
+def test_what_few_nodes_can_hold_is_placed_first(nodes: list[dict[str, Any]]) -> None:
+    nodes[:] = [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 8.0}}, {"Alive": True, "Resources": {"CPU": 64.0}}]
+    on_cpus = PoolConfig("m", steps=["label"], accelerator="cpu", num_cpus=4)
+    assert fits({"label": on_cpus, "chat": PoolConfig("m", steps=["score"], replicas=8)}, num_free_cpus=1)
+    cards = [{"GPU": 8.0, "CPU": 64.0, f"accelerator_type:{name}": 1.0} for name in ("H100", "L40S")]
+    nodes[:] = [{"Alive": True, "Resources": card} for card in cards]
+    any_card = PoolConfig("m", steps=["label"], replicas=8)
+    h100 = PoolConfig("m", steps=["score"], replicas=8, accelerator_type="H100")
+    assert fits({"label": any_card, "chat": h100}, num_free_cpus=1)
+
+
+@pytest.mark.parametrize(
+    ("alive", "lost", "in_flight", "told"), [(3, 1, 0, True), (3, 0, 0, False), (2, 0, 0, False), (3, 1, 1, False)]
+)
+def test_a_run_is_told_when_nothing_moves_and_a_node_has_gone(
+    nodes: list[dict[str, Any]], alive: int, lost: int, in_flight: int, told: bool
 ) -> None:
     nodes[2]["Alive"] = alive == 3
     began, heard = time.monotonic(), False
     try:
         with watching(pools(label=1, chat=2), lambda: {"label": {"rows": 7, "in_flight": in_flight}}, after_s=0.4):
+            nodes[2]["Alive"] = alive - lost == 3
             time.sleep(1.5)
     except ReplicasLost:
         heard = True

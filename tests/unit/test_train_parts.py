@@ -17,6 +17,7 @@ from kun_ray.train.admission import compare
 from kun_ray.train.batch import learning_rate
 from kun_ray.train.config import LoraConfig, TrainConfig
 from kun_ray.train.dry import cheapest_change, dry_run, validate
+from kun_ray.train.fingerprint import _content
 from kun_ray.train.memory import memory_of
 from kun_ray.train.zero import deepspeed_config
 
@@ -157,3 +158,14 @@ def test_shapes_are_readable_by_transformers() -> None:
     for file in (REPO / "conf/shapes").glob("*.json"):
         shape: dict[str, Any] = json.loads(file.read_text())
         assert shape["model_type"] == "llama"
+
+
+def test_the_digest_of_data_is_that_of_its_files(tmp_path: Path) -> None:
+    """An export, its published copy, which has no _SUCCESS, and a changed one."""
+    for name in ("export", "copy", "changed"):
+        (tmp_path / name / "sharegpt").mkdir(parents=True)
+        (tmp_path / name / "sharegpt/train.jsonl").write_text(f'{{"id": "{name == "changed"}"}}\n')
+        (tmp_path / name / "dataset_info.json").write_text("{}")
+    (tmp_path / "export/_SUCCESS").touch()
+    export, copy, changed = (_content(str(tmp_path / name)) for name in ("export", "copy", "changed"))
+    assert export == copy != changed
