@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 import numpy as np
@@ -70,10 +71,8 @@ def personal_data_actions(stage: Folder) -> dict[str, str] | None:
             own = dict(filters.get("pii_kinds") or {})
             return {kind: str(own.get(kind, filters["pii"])) for kind in KINDS}
         given = str((manifest.get("config") or {}).get("input") or "")
-        beside = f"{stage.uri.rstrip('/').rpartition('/')[0]}/{given.rstrip('/').rpartition('/')[2]}"
-        before = next(
-            (f for f in map(Folder, (given, beside)) if given and _is_input(f, fingerprint.get("input"))), None
-        )
+        beside = stage.beside(PurePosixPath(given.partition("?")[0]).name)
+        before = next((f for f in (Folder(given), beside) if given and _is_input(f, fingerprint.get("input"))), None)
         if before is None:
             return None
         stage = before

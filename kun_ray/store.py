@@ -56,6 +56,11 @@ class Folder:
         base, mark, options = self.uri.partition("?")
         return Folder(f"{base.rstrip('/')}/{name}{mark}{options}")
 
+    def beside(self, name: str) -> Folder:
+        """A folder in the same one as this."""
+        base, mark, options = self.uri.partition("?")
+        return Folder(f"{base.rstrip('/').rpartition('/')[0] or '.'}/{name}{mark}{options}")
+
     def child(self, name: str) -> str:
         return f"{self.path}/{name}"
 

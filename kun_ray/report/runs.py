@@ -164,10 +164,11 @@ def _input_of(stage: Stage, found: list[Stage]) -> Stage | None:
         if source is not stage and _is_input(source, stage):
             return source
     given = stage.config.get("input")
-    base, name = stage.folder.uri.rstrip("/"), PurePosixPath(str(given)).name
-    for uri in [given, f"{base.rsplit('/', 1)[0]}/{name}"] if isinstance(given, str) else []:
+    if not isinstance(given, str):
+        return None
+    for place in (Folder(given), stage.folder.beside(PurePosixPath(given.partition("?")[0]).name)):
         try:
-            candidate = _read(Folder(uri)) if Folder(uri).exists() else None
+            candidate = _read(place) if place.exists() else None
         except (KunError, OSError):  # a URI that this machine cannot reach: the report does without
             continue
         if candidate is not None and _is_input(candidate, stage):
