@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import gzip
-import io
 import json
 import struct
 import tarfile
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+from packed_files import lying, parquet, special, tar, with_size
 
 PROSE = (
     "新买的铸铁锅不要急着炒菜，先开锅，以后才不容易生锈和粘锅。第一步，用热水和软布把锅里外洗一遍，去掉出厂时留下的蜡，"
@@ -146,37 +145,9 @@ KINDS["zip_bomb"] = Kind(
 # tar -----------------------------------------------------------------------------------------------------------------
 
 
-def tar(*members: tuple[str, bytes] | tarfile.TarInfo, format: int = tarfile.PAX_FORMAT) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=format) as archive:
-        for member in members:
-            if isinstance(member, tarfile.TarInfo):
-                archive.addfile(member)
-            else:
-                info = tarfile.TarInfo(member[0])
-                info.size = len(member[1])
-                archive.addfile(info, io.BytesIO(member[1]))
-    return buffer.getvalue()
-
-
-def special(name: str, kind: bytes, target: str = "/etc/passwd") -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, target
-    return info
-
-
 def _tar(name: str, *members: tuple[str, bytes] | tarfile.TarInfo, outcome: list[str | None]) -> None:
     """A tar of the bad members and then a good one."""
     KINDS[name] = Kind(".tar", tar(*members, ("good.jsonl", neighbour())), [*outcome, None])
-
-
-def _with_size(data: bytes, field: bytes) -> bytes:
-    """A tar whose first header claims another size, its checksum mended."""
-    head = bytearray(data[:512])
-    head[124:136] = field
-    head[148:156] = b" " * 8
-    head[148:156] = b"%06o\0 " % sum(head)
-    return bytes(head) + data[512:]
 
 
 _tar("tar_member_outside", ("../../etc/cron.d/x.jsonl", neighbour()), outcome=["bad_archive_member"])
@@ -203,10 +174,10 @@ KINDS["tar_cut_in_a_header"] = Kind(
 )
 KINDS["tar_of_nothing"] = Kind(".tar", tar(), ["empty_file"])
 KINDS["tar_that_claims_8_exabytes"] = Kind(
-    ".tar", _with_size(tar(("a.jsonl", neighbour())), b"\x80\0\0\0\x7f" + b"\xff" * 7), ["truncated_archive"]
+    ".tar", with_size(tar(("a.jsonl", neighbour())), b"\x80\0\0\0\x7f" + b"\xff" * 7), ["truncated_archive"]
 )
 KINDS["tar_of_negative_size"] = Kind(
-    ".tar", _with_size(tar(("a.jsonl", neighbour())), b"\xff" * 12), ["bad_archive_member", "bad_archive"]
+    ".tar", with_size(tar(("a.jsonl", neighbour())), b"\xff" * 12), ["bad_archive_member", "bad_archive"]
 )
 KINDS["no_tar_at_all"] = Kind(".tar.gz", zipped(b"no tar at all" * 100), ["bad_archive"])
 KINDS["tar_gzip_cut"] = Kind(
@@ -243,19 +214,8 @@ KINDS["exam_nested_deep"] = Kind(
 # Parquet -------------------------------------------------------------------------------------------------------------
 
 
-def parquet(columns: Any, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(columns if isinstance(columns, pa.Table) else pa.table(columns), buffer, **options)
-    return buffer.getvalue()
-
-
 def _parquet(name: str, content: bytes, outcome: list[str | None], suffix: str = ".parquet") -> None:
     KINDS[name] = Kind(suffix, content, outcome, "parquet")
-
-
-def lying(*values: bytes) -> pa.Array:
-    """Strings that are none: Arrow believes what the file says."""
-    return pa.StringArray.from_buffers(len(values), *pa.array(values, pa.binary()).buffers()[1:])
 
 
 _TWO = pa.array([good(), good()])

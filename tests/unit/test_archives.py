@@ -7,7 +7,7 @@ import os
 import tarfile
 
 import pytest
-from hostile import special, tar
+from packed_files import special, tar
 
 from kun_ray.archives import ByteStream, GunzipStream
 from kun_ray.documents import extract_wanjuan, read_documents
