@@ -67,7 +67,7 @@ class EngineConfig:
     trust_remote_code: bool = False
     """Runs Python code that comes with the model. Only for models whose code you have read."""
     cpu_threads: int | None = None
-    """accelerator: cpu only: threads of one engine; null shares the machine's cores among its replicas."""
+    """accelerator: cpu only: threads of one engine; null shares the machine's cores among the engines of all pools."""
     cpu_kv_cache_gb: int = 1
     """accelerator: cpu only: memory for the KV cache in whole GB."""
     engine: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -271,12 +271,12 @@ def check_engine_installed(config: EngineConfig) -> None:
         raise ConfigError(f"vLLM is not installed here: run `make {'venv' if config.accelerator == 'cpu' else 'gpu'}`")
 
 
-def environment(config: EngineConfig, replicas: int) -> dict[str, str]:
-    """Environment variables that an engine's process needs before vLLM is imported."""
+def environment(config: EngineConfig, num_engines: int) -> dict[str, str]:
+    """Environment variables that an engine's process needs before vLLM is imported; `num_engines` share the machine's cores."""
     variables = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
     variables |= {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR", "TORCH_LOGS": "-all", "DO_NOT_TRACK": "1"}
     if config.accelerator == "cpu":
-        threads = config.cpu_threads or max(1, (os.cpu_count() or 1) // max(1, replicas))
+        threads = config.cpu_threads or max(1, (os.cpu_count() or 1) // max(1, num_engines))
         variables |= {
             "VLLM_CPU_KVCACHE_SPACE": str(config.cpu_kv_cache_gb),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",

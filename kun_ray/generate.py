@@ -210,6 +210,7 @@ def build_dataset(
         ok_share: part of the documents with status ok.
     """
     dataset, busy_share = documents, ok_share
+    num_engines = placement.num_cpu_engines(config.pools.values())
     steps = with_absolute_adapters(config.steps)
     for name, pool in config.pools.items():
         pool = dataclasses.replace(pool, model=models.absolute(pool.model))
@@ -228,7 +229,7 @@ def build_dataset(
                 max_tasks_in_flight_per_actor=math.ceil(1.75 * concurrent),
                 max_concurrent_calls_per_actor=concurrent,
             ),
-            **placement.actor_options(pool, [] if groups is None else groups),
+            **placement.actor_options(pool, [] if groups is None else groups, num_engines),
         )
     return dataset.filter(expr=f"status != '{DEFERRED}'")
 

@@ -6,7 +6,7 @@ generate calls it. Tensor-parallel engines stay within one node; pipeline stages
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ray
@@ -33,8 +33,13 @@ def groups() -> Iterator[list[Any]]:
             ray.util.remove_placement_group(group)
 
 
-def actor_options(pool: PoolConfig, groups: list[Any]) -> dict[str, Any]:
-    """Ray options of one replica: its CPUs, its GPUs on one node, its environment.
+def num_cpu_engines(pools: Iterable[PoolConfig]) -> int:
+    """Engines that compute on CPUs and share a machine's cores: more threads than cores would wait for each other."""
+    return sum(pool.max_replicas or pool.replicas for pool in pools if pool.accelerator == "cpu")
+
+
+def actor_options(pool: PoolConfig, groups: list[Any], num_engines: int = 1) -> dict[str, Any]:
+    """Ray options of one replica: its CPUs, its GPUs on one node, its environment. `num_engines` is the stage's num_cpu_engines.
 
     Pipeline stages that do not fit one node get a placement group, one bundle a GPU, packed
     onto as few nodes as can be; vLLM then places its workers in it through Ray. They are added to `groups`, for the
@@ -43,7 +48,7 @@ def actor_options(pool: PoolConfig, groups: list[Any]) -> dict[str, Any]:
     options: dict[str, Any] = {
         "num_cpus": pool.num_cpus,
         "resources": dict(pool.resources),
-        "runtime_env": {"env_vars": environment(pool, pool.max_replicas or pool.replicas)},
+        "runtime_env": {"env_vars": environment(pool, num_engines)},
     }
     if pool.accelerator_type:
         options["accelerator_type"] = pool.accelerator_type
