@@ -132,7 +132,7 @@ def bench_config(options: argparse.Namespace, folder: Path) -> GenerateConfig:
     if options.shape == "tiny":
         mean, most = mean // 4, most // 4
     share = 1.0 if options.one_engine_at_a_time else 0.5
-    engine: dict[str, Any] = {"dtype": "bfloat16", "load_format": "dummy"}
+    engine: dict[str, Any] = {"dtype": "float32" if options.cpu else "bfloat16", "load_format": "dummy"}
     if not options.cpu:
         engine |= {"gpu_memory_utilization": options.memory}
     return load(

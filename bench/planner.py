@@ -128,7 +128,7 @@ def arguments(folder: Path, name: str, max_num_seqs: int) -> list[str]:
         "accelerator=cpu",
         f"max_num_seqs={max_num_seqs}",
         "max_model_len=2048",
-        "engine.dtype=bfloat16",
+        "engine.dtype=float32",
         "engine.load_format=dummy",
     ]
     return [

@@ -140,14 +140,15 @@ def drawn(num: int) -> list[dict[str, str]]:
 
 
 def card_limits(cpu: bool) -> dict[str, Any]:
-    """Measured matmul rate (bf16, 8192³) and copy bandwidth (bytes read + written) of this machine."""
+    """Measured matmul rate (bf16, 8192³; float32, 1024³ on CPUs) and copy bandwidth (bytes read + written) of this machine."""
     import os
     import platform
     import time
 
     device = torch.device("cpu" if cpu else "cuda")
     size = 1024 if cpu else 8192
-    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    dtype = torch.float32 if cpu else torch.bfloat16
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     block = torch.empty(2**26 if cpu else 2**32, device=device, dtype=torch.uint8)
     other = torch.empty_like(block)
 

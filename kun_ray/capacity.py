@@ -29,9 +29,8 @@ CARDS = {
     "H100": Card(80, 3.35e12, PEAK_FLOPS["H100"]),  # NVIDIA H100 data sheet, SXM5
     "H200": Card(141, 4.8e12, PEAK_FLOPS["H200"]),  # NVIDIA H200 data sheet, SXM5
     "L40S": Card(48, 0.864e12, PEAK_FLOPS["L40S"]),  # NVIDIA L40S data sheet, without sparsity
-    "CPU": Card(
-        16, 49.7e9, 0.92e9
-    ),  # two virtual x86 cores, 2026-11-21: copy and bf16 matmul of bench/shapes.py's card_limits
+    # two virtual x86 cores, 2026-11-22: copy and float32 matmul of bench/shapes.py's card_limits; in bf16 it is 1e9
+    "CPU": Card(16, 35e9, 130e9),
 }
 PREFILL_EFFICIENCY, DECODE_EFFICIENCY, TRAIN_MFU = 0.5, 0.6, 0.4
 """Parts of a card's FLOPs and bandwidth that engines and trainings usually reach: assumed, until a run is measured."""
