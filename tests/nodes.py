@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -50,6 +51,7 @@ def three_nodes(**each: Any) -> Iterator[Nodes]:
         stderr=subprocess.DEVNULL,
         text=True,
     )
+    found = {"address": ""}
     try:
         assert process.stdout is not None
         found = json.loads(process.stdout.readline())
@@ -62,6 +64,15 @@ def three_nodes(**each: Any) -> Iterator[Nodes]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
         shutil.rmtree(folder, ignore_errors=True)
+        _forget(found["address"])
+
+
+def _forget(address: str) -> None:
+    """The head has noted its address for every Ray of this machine; a clean end would have taken the note away."""
+    note = Path("/tmp/ray/ray_current_cluster")
+    with contextlib.suppress(OSError):
+        if note.read_text().strip() == address:
+            note.unlink()
 
 
 def main(folder: str, each: dict[str, Any]) -> None:
