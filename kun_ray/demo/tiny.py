@@ -87,8 +87,12 @@ def fit(
     rng = random.Random(seed)
     batches = [batch for _ in range(epochs) for batch in _batches(samples, budget, rng)]
     losses: list[float] = []
+    said = time.monotonic()
     model.train()
     for step, batch in enumerate(batches):
+        if time.monotonic() > said + 10:
+            said = time.monotonic()
+            print(f"  {step} of {len(batches)} steps, loss {losses[-1]:.2f}", flush=True)
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 20) * max(0.05, 1 - step / len(batches))
         ids, labels = _padded(batch)
@@ -133,6 +137,7 @@ def build_base(
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
+    print("base model: a million parameters from scratch, half a minute on two idle cores …", flush=True)
     everything = [*texts, *(pair["instruction"] + "\n" + pair["output"] for pair in pairs)]
     prompts = [config.prompt.user for config in (steps.label, steps.score, steps.polish) if config]
     tokenizer = build_tokenizer([*everything, *prompts * 4])
