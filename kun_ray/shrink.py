@@ -40,13 +40,13 @@ def watching(pools: Pools, totals: Callable[[], dict[str, Counters]], after_s: f
         totals: each pool's counters now.
         after_s: patience; a node may come back.
     """
-    ended, at_start = threading.Event(), _num_nodes()
+    ended, at_start = threading.Event(), _living()
 
     def watch() -> None:
         seen, since, missing = None, time.monotonic(), False
         while not ended.wait(min(5.0, after_s / 4)):
             with contextlib.suppress(ray.exceptions.RayError):  # a head that moves; the next look will tell
-                missing = _num_nodes() < at_start and not fits(pools, num_free_cpus=1)
+                missing = not at_start <= _living() and not fits(pools, num_free_cpus=1)
             now = totals()
             work = [(c.get("rows"), c.get("prompt_tokens"), c.get("in_flight", 0)) for c in now.values()]
             if work != seen or any(in_flight for *_, in_flight in work):
@@ -79,8 +79,8 @@ def _scarcity(bundle: dict[str, float]) -> tuple[int, float, float]:
     return sum(name not in ("CPU", "GPU") for name in bundle), bundle.get("GPU", 0.0), bundle.get("CPU", 0.0)
 
 
-def _num_nodes() -> int:
-    return sum(1 for node in ray.nodes() if node["Alive"])
+def _living() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def _take(node: dict[str, Any], bundle: dict[str, float]) -> bool:

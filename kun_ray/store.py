@@ -59,7 +59,8 @@ class Folder:
     def beside(self, name: str) -> Folder:
         """A folder in the same one as this."""
         base, mark, options = self.uri.partition("?")
-        return Folder(f"{base.rstrip('/').rpartition('/')[0] or '.'}/{name}{mark}{options}")
+        parent, slash, _ = base.rstrip("/").rpartition("/")
+        return Folder(f"{parent}{slash}{name}{mark}{options}")
 
     def child(self, name: str) -> str:
         return f"{self.path}/{name}"

@@ -20,7 +20,9 @@ def pools(**replicas: int) -> dict[str, PoolConfig]:
 
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = [{"Alive": True, "Resources": {"CPU": 2.0, "GPU": 2.0}} for _ in range(3)]
+    found: list[dict[str, Any]] = [
+        {"NodeID": f"n{n}", "Alive": True, "Resources": {"CPU": 2.0, "GPU": 2.0}} for n in range(3)
+    ]
     monkeypatch.setattr(shrink.ray, "nodes", lambda: found)
     return found
 

@@ -252,3 +252,11 @@ def test_stage_errors_and_manifest_never_show_credentials(tmp_path: Path, monkey
 def test_dataset_reads_the_parts_by_uri(tmp_path: Path) -> None:
     write_part(tmp_path, "part-0.parquet", [row(0)])
     assert Folder(f"file://{tmp_path}").dataset().schema.equals(DOCUMENT)
+
+
+@pytest.mark.parametrize(
+    ("uri", "found"),
+    [("a/b", "a/c"), ("/b/", "/c"), ("b", "c"), ("s3://k/a/b?region=x", "s3://k/a/c?region=x")],
+)
+def test_a_folder_beside_a_folder(uri: str, found: str) -> None:
+    assert Folder(uri).beside("c").uri == found
