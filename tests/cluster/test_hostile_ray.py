@@ -76,7 +76,7 @@ def stop_before(monkeypatch: pytest.MonkeyPatch, name: str) -> Callable[[], None
 def test_an_error_of_a_late_phase_is_one_message_and_the_same_command_goes_on(
     cluster: None, small: PrepareConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undo = stop_before(monkeypatch, "publish")
+    undo = stop_before(monkeypatch, "write_marked")
     with pytest.raises(KeyboardInterrupt):
         prepare(small)
     undo()
