@@ -62,7 +62,7 @@ def soak(folder: Path, kills: int, rows: int, real: bool, rng: random.Random) ->
         str(model),
         plan,
         {"all": ["label", "score", "polish"]},
-        rows_per_file=64 if real else 512,
+        rows_per_file=64 if real else 128,  # a kill leaves some that are written, however early it comes
         ray={"log_every_s": 5.0},
     )
     if real:  # a model that has learnt nothing decodes to the limit, which is short here
