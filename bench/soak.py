@@ -3,8 +3,8 @@
 python bench/soak.py [--kills 200] [--rows 100000] [--real 20] [--real-rows 400]
 
 The long run has the tests' fake engine; `--real` kills come on top of it, with vLLM on a tiny model. Every kill is a
-SIGKILL of the driver: with the fake engine half of them after a random time, half after a random number of calls. The same
-command then goes on.
+SIGKILL of the driver: with the fake engine half of them after a random time, half once a random number of rows is written.
+The same command then goes on.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ from kun_ray import store  # noqa: E402
 from kun_ray.demo import tiny  # noqa: E402
 
 END_S = 3600.0
-BYTES_PER_CALL = 350
-"""About what a call adds to the journal: two lines."""
+ROWS_PER_FILE = 128
 
 
 def start(job: chains.Chain, log: Path, real: bool, address: str) -> subprocess.Popen[bytes]:
@@ -62,7 +61,7 @@ def soak(folder: Path, kills: int, rows: int, real: bool, rng: random.Random) ->
         str(model),
         plan,
         {"all": ["label", "score", "polish"]},
-        rows_per_file=64 if real else 128,  # a kill leaves some that are written, however early it comes
+        rows_per_file=64 if real else ROWS_PER_FILE,
         ray={"log_every_s": 5.0},
     )
     if real:  # a model that has learnt nothing decodes to the limit, which is short here
@@ -75,9 +74,10 @@ def soak(folder: Path, kills: int, rows: int, real: bool, rng: random.Random) ->
         try:
             if real or done % 2:  # from the start of the driver to well into its work
                 process.wait(rng.uniform(1.0, 90.0 if real else 25.0))
-            else:  # at work, however long this machine takes to start; the rows are to last for all kills
+            else:  # while it writes, however long this machine takes to start; the rows are to last for all kills
                 share = rng.uniform(0.0, 3.0) * (rows - written) / (kills - done)
-                await_calls(Path(plan.journal), int(3 * share), process)
+                await_parts(job.folder(), len(job.folder().parts()) + int(share) // ROWS_PER_FILE, process)
+                process.wait(rng.uniform(0.0, 1.0))
         except subprocess.TimeoutExpired:
             pass
         finally:
@@ -106,15 +106,11 @@ def soak(folder: Path, kills: int, rows: int, real: bool, rng: random.Random) ->
     }
 
 
-def await_calls(journal: Path, calls: int, process: subprocess.Popen[bytes]) -> None:
-    """Waits until the fake engines have noted so many more calls, the process has ended, or five minutes are over."""
-
-    def num_bytes() -> int:
-        return sum(file.stat().st_size for file in journal.glob("*.jsonl"))
-
-    wanted, end = num_bytes() + calls * BYTES_PER_CALL, time.monotonic() + 300
-    while num_bytes() < wanted and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.05)
+def await_parts(folder: store.Folder, wanted: int, process: subprocess.Popen[bytes]) -> None:
+    """Waits until so many files are written, the process has ended, or five minutes are over."""
+    end = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < end and len(folder.parts()) < wanted:
+        time.sleep(0.1)
 
 
 def num_rows(path: str) -> int:
