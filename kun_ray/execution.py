@@ -36,6 +36,8 @@ LOCAL_CODE = "KUN_RAY_LOCAL_CODE"
 """Environment variable of a stage whose Ray runs on this machine, started by a pipeline: its workers import this code."""
 SAME_STOP_S = 3.0
 """Signals to a pipeline's stage within this time are one wish to stop."""
+SHARE_EXPIRES_S, SHARE_RENEWED_S = 15, 5
+"""How long a killed driver keeps its share of the cluster. Ray Data's 180 s left none to write what the next run's engines did."""
 LOCAL_MIN_CPUS = 4
 """Logical CPUs of a local Ray: reading, filtering and writing each want one beside the engines'."""
 
@@ -45,6 +47,8 @@ def connect(config: RayConfig, min_cpus: int = LOCAL_MIN_CPUS, dashboard: bool =
 
     `dashboard` starts a local Ray with its dashboard, on loopback: Ray Train and lists of actors ask it.
     """
+    os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", str(SHARE_EXPIRES_S))
+    os.environ.setdefault("RAY_DATA_MIN_GAP_BETWEEN_AUTOSCALING_REQUESTS", str(SHARE_RENEWED_S))
     if ray.is_initialized():
         return
     address = config.address or os.environ.get("RAY_ADDRESS")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +34,18 @@ def test_a_local_ray_that_does_not_start_says_why(tmp_path: Path, monkeypatch: p
     with pytest.raises(KunError, match="Ray does not start on this machine: .*AF_UNIX path length") as caught:
         execution.connect(RayConfig())
     assert "None" not in str(caught.value)
+
+
+def test_a_killed_drivers_share_of_the_cluster_is_soon_free() -> None:
+    """Ray Data reads the times from the environment when it first runs: a process of its own shows that ours arrive there."""
+    code = (
+        "import ray; ray.is_initialized = lambda: True\n"
+        "from kun_ray import config, execution; execution.connect(config.RayConfig())\n"
+        "from ray.data._internal.cluster_autoscaler.default_cluster_autoscaler_v2 import DefaultClusterAutoscalerV2 as Data\n"
+        "print(Data.AUTOSCALING_REQUEST_EXPIRE_TIME_S, Data.MIN_GAP_BETWEEN_AUTOSCALING_REQUESTS)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.stdout.split() == ["15", "5"], ran.stderr
 
 
 def test_a_cluster_that_does_not_answer_is_named() -> None:
