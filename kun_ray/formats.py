@@ -20,6 +20,10 @@ from kun_ray.selection import SPLITS, Array, column_names, read_batches
 from kun_ray.store import Folder
 
 FORMATS: Final = ("alpaca", "sharegpt", "parquet")
+RESPONSE: Final = b"kun_ray.response"
+"""Key in a Parquet file's metadata: which of its columns the other formats give as the response, and whether the text is asked about."""
+ROLES: Final = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+"""What ShareGPT and its kin call those who speak."""
 _ROW_GROUP_BYTES: Final = 64 << 20
 
 Write = Callable[[pa.RecordBatch], None]
@@ -47,6 +51,32 @@ def sharegpt(row: dict[str, Any], reply: str, with_text: bool) -> dict[str, Any]
         "conversations": [{"from": "human", "value": human}, {"from": "gpt", "value": row[reply]}],
         "id": row["doc_id"],
     }
+
+
+def conversation(record: dict[str, Any]) -> tuple[str | None, list[tuple[str, str]], str] | None:
+    """(system, [(user, assistant), …], input) of an Alpaca or ShareGPT record; None if it is neither."""
+    messages = record.get("conversations") or record.get("messages")
+    if messages is None:
+        asked, answer, extra = (record.get(name) for name in ("instruction", "output", "input"))
+        extra = "" if extra is None else extra
+        if not (isinstance(asked, str) and isinstance(answer, str) and isinstance(extra, str)):
+            return None
+        try:
+            history = [(str(q), str(a)) for q, a in record.get("history") or []]
+        except (TypeError, ValueError):
+            return None
+        return record.get("system") or None, [*history, (asked, answer)], extra
+    try:
+        said = [(ROLES[m.get("from") or m["role"]], m.get("value") or m["content"]) for m in messages]
+    except (KeyError, TypeError, AttributeError):
+        return None
+    system = record.get("system") or None
+    if said and said[0][0] == "system":
+        system, said = said[0][1], said[1:]
+    roles = [role for role, _ in said]
+    if not said or roles != ["user", "assistant"] * (len(said) // 2) or not all(isinstance(t, str) for _, t in said):
+        return None
+    return system, [(said[n][1], said[n + 1][1]) for n in range(0, len(said), 2)], ""
 
 
 def json_line(value: dict[str, Any]) -> bytes:
@@ -130,7 +160,8 @@ def _output(
     """One file of the export, open for batches of rows."""
     with _published(target, path) as sink:
         if name == "parquet":
-            with _parquet(sink, schema, generate) as write_parquet:
+            response = json.dumps({"column": reply, "text_is_input": with_text})
+            with _parquet(sink, schema, generate, response) as write_parquet:
                 yield write_parquet
         else:
             to_object = {"alpaca": alpaca, "sharegpt": sharegpt}[name]
@@ -142,11 +173,12 @@ def _output(
 
 
 @contextlib.contextmanager
-def _parquet(sink: pa.NativeFile, schema: pa.Schema, generate: dict[str, Any]) -> Iterator[Write]:
+def _parquet(sink: pa.NativeFile, schema: pa.Schema, generate: dict[str, Any], response: str) -> Iterator[Write]:
     """Row groups of about 64 MB, so that small batches do not make a file of small groups."""
     lineage = digest(generate)
     fields = pa.schema([*schema, pa.field("generate_digest", pa.string(), nullable=False)])
-    fields = fields.with_metadata({"kun_ray.generate_fingerprint": json.dumps(generate, ensure_ascii=False)})
+    whole = json.dumps(generate, ensure_ascii=False)
+    fields = fields.with_metadata({"kun_ray.generate_fingerprint": whole, RESPONSE: response})
     waiting: list[pa.RecordBatch] = []
 
     with pq.ParquetWriter(sink, fields, compression="zstd") as writer:

@@ -25,7 +25,7 @@ from kun_ray.evaluate.benchmarks import (
     read_benchmark,
 )
 from kun_ray.evaluate.contamination import ContaminationConfig
-from kun_ray.evaluate.rows import short_names
+from kun_ray.evaluate.rows import folder_name, short_names
 from kun_ray.generate import GenerateConfig
 from kun_ray.pool import PoolConfig
 from kun_ray.prompts import count_tokens
@@ -154,7 +154,8 @@ def _prepare(config: EvaluateConfig, path: str, name: str, suites: list[Benchmar
         "benchmarks": {suite.name: suite.digest() for suite in suites},
         "prompt": {"header": config.header, "shots": config.shots, "format": "plain" if plain else "chat"},
     }
-    return asking.prepare_run(asked, rows, store.Folder(config.output).below(name), fingerprint, config)
+    folder = store.Folder(config.output).below(folder_name(path))
+    return asking.prepare_run(asked, rows, folder, fingerprint, config)
 
 
 def _is_plain(format: str, path: str, pool: PoolConfig) -> bool:

@@ -24,6 +24,8 @@ from kun_ray.inspection import FOLDER, ROWS
 
 _HAN: Final = r"\u3400-\u9fff\U00020000-\U0003ffff"
 _UNIT: Final = re.compile(rf"[{_HAN}]|[^\W_{_HAN}]+")
+_LABEL: Final = re.compile(r"(?:题目|选项|答案|解析)\s*:")
+"""What examinations write before a question's parts, after NFKC."""
 _IS_HAN: Final = re.compile(f"[{_HAN}]")
 
 
@@ -62,11 +64,13 @@ def units(text: str) -> str:
     """`text` after NFKC, in small letters, without blanks and punctuation, one character per unit.
 
     A word of another script becomes one private character, by a hash; a wrong match would need a whole n-gram of them.
+    Labels such as `选项：` and single Latin letters are left out: they stand before a question's parts, in the data or here.
     """
     plain = unify_radicals(unicodedata.normalize("NFKC", text)).lower()
     return "".join(
         unit if _IS_HAN.match(unit) else chr(0xF0000 + zlib.crc32(unit.encode()) % 0x1FFFE)
-        for unit in _UNIT.findall(plain)
+        for unit in _UNIT.findall(_LABEL.sub(" ", plain))
+        if not "a" <= unit <= "z" or len(unit) > 1
     )
 
 

@@ -6,14 +6,16 @@ contamination.py, pairwise.py and review.py read with it. It streams, and change
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import orjson
 import pyarrow.parquet as pq
 
-from kun_ray import store
+from kun_ray import formats, store
 from kun_ray.config import ConfigError, KunError, require, without_credentials
 from kun_ray.schema import OK
 
@@ -61,9 +63,13 @@ def instruction(row: Row) -> str | None:
 def _read_parquet(folder: store.Folder, path: str) -> Iterator[Row]:
     with folder.filesystem.open_input_file(path) as file, pq.ParquetFile(file) as parquet:
         names = [name for name in COLUMNS if name in parquet.schema_arrow.names]
+        exported = orjson.loads((parquet.schema_arrow.metadata or {}).get(formats.RESPONSE, b"null"))
         for batch in parquet.iter_batches(batch_size=1024, columns=names):
             for row in batch.to_pylist():
                 if row.pop("status", OK) == OK:
+                    if exported:  # as the other formats have it: the export may leave the polished answer unused
+                        row |= formats.alpaca(row, exported["column"], exported["text_is_input"])
+                        row.pop("answer", None)
                     yield {"id": row.pop("doc_id", ""), **row}
 
 
@@ -76,9 +82,11 @@ def _read_jsonl(folder: store.Folder, path: str) -> Iterator[Row]:
                 row = dict(orjson.loads(line))
             except (ValueError, TypeError):
                 raise KunError(f"{path}, line {number}: not a JSON object; give one object a line") from None
-            turns = row.pop("conversations", None)
-            if turns:
-                row |= {"instruction": turns[0]["value"], "output": turns[-1]["value"]}
+            said = formats.conversation(row)
+            if said:
+                *before, (asked, answered) = said[1]
+                earlier = "\n".join(part for turn in before for part in turn)
+                row |= {"instruction": f"{earlier}\n{asked}" if earlier else asked, "output": answered}
             yield {"id": f"{path.rsplit('/', 1)[-1]}:{number}", "source": "", **row}
 
 
@@ -111,6 +119,8 @@ def paired(uris: list[str]) -> list[Pair]:
             f"{shown[0]} ({len(first):,} instructions with an answer) and {shown[1]} ({len(second):,}) have no instruction in "
             "common: both models must have answered the same ones"
         )
+    if len(pairs) < max(len(first), len(second)):
+        print(f"{len(pairs):,} instructions are in both: the first has {len(first):,}, the second {len(second):,}")
     return pairs
 
 
@@ -125,11 +135,22 @@ def source_names(uris: list[str], names: list[str]) -> list[str]:
 
 
 def short_names(paths: list[str]) -> list[str]:
-    """The last part of each path, with as many before it as tell it from the others."""
-    parts = [[p for p in path.split("://")[-1].partition("?")[0].split("/") if p not in ("", ".")] for path in paths]
+    """The last part of each path (not `model`, as training calls every model), with as many before it as tell it from the others."""
+    parts = [_parts(path) for path in paths]
     names = []
     for number, mine in enumerate(parts):
         others = [other for n, other in enumerate(parts) if n != number]
         length = next((n for n in range(1, len(mine)) if all(mine[-n:] != o[-n:] for o in others)), len(mine))
         names.append("-".join(mine[-length:]))
     return names
+
+
+def folder_name(path: str) -> str:
+    """A name for a model's folder that does not depend on which other models are named beside it."""
+    place = path if "://" in path or not Path(path).exists() else str(Path(path).resolve())
+    return f"{_parts(path)[-1]}-{hashlib.blake2b(place.rstrip('/').encode(), digest_size=4).hexdigest()}"
+
+
+def _parts(path: str) -> list[str]:
+    parts = [part for part in path.split("://")[-1].partition("?")[0].split("/") if part not in ("", ".")]
+    return parts[:-1] if len(parts) > 1 and parts[-1] == "model" else parts

@@ -30,8 +30,8 @@ def win_rate(scores: Sequence[float]) -> dict[str, Any]:
     Args:
         scores: one per pair: 1 the second model won, 0 the first, 0.5 a tie (or between, over several reviewers).
     Returns:
-        `wins`, `ties`, `losses` (of the second model), `rate` = mean score, its `interval` by bootstrap over pairs, and `p`,
-        the sign test that neither is better.
+        `wins`, `ties`, `losses` (of the second model), `rate` = mean score, Wilson's `interval` over pairs, and `p`, the
+        sign test that neither is better.
     """
     wins, losses = sum(score > 0.5 for score in scores), sum(score < 0.5 for score in scores)
     return {
@@ -166,7 +166,7 @@ def _rate(key: dict[str, Any], by_reviewer: dict[str, Votes]) -> dict[str, Any]:
             "name": name,
             "items": len(means),
             "mean": sum(means) / len(means) if means else None,
-            "interval": mean_interval(means) if means else None,
+            "interval": mean_interval(means, LEVELS[0], LEVELS[-1]) if means else None,
             "good": num_good / max(1, len(means)),
             "good_interval": wilson(num_good, len(means)),
             "alpha": krippendorff_alpha(ratings, ordinal=True),

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kun_ray.config import ConfigError
+from kun_ray.formats import conversation
 from kun_ray.prompts import Chat, PromptConfig, build_chat
 from kun_ray.steps import StepsConfig
 from kun_ray.store import Folder, resolve
@@ -31,7 +32,6 @@ if TYPE_CHECKING:  # transformers takes seconds to import, and most processes ne
 
 EXPORTED = ("sharegpt/{}.jsonl", "alpaca/{}.jsonl")
 """Files of an export that training reads, the first that is there."""
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 SAMPLES = pa.schema(
     [("ids", pa.list_(pa.int32())), ("num_prompt", pa.int32()), ("said", pa.binary()), ("data", pa.int16())]
 )
@@ -169,16 +169,16 @@ class Chats:
 def pairs(path: str) -> Iterator[tuple[str, str]]:
     """(user, assistant) of every turn in a file of conversations or an export; what cannot be read is left out."""
     for _, record in _records(DataConfig(path=path)):
-        found = _conversation(record) if isinstance(record, dict) else None
+        found = conversation(record) if isinstance(record, dict) else None
         yield from found[1] if found is not None else ()
 
 
 def _sample(entry: DataConfig, record: dict[str, Any], chats: Chats) -> Any:
     """(ids, said) of one record, or the reason why it cannot be used."""
-    conversation = _conversation(record)
-    if conversation is None:
+    found = conversation(record)
+    if found is None:
         return "bad_record"
-    system, turns, extra = conversation
+    system, turns, extra = found
     question, answer = turns[0]
     fields = chats.prompt.fields()
     if entry.task == "label":
@@ -194,32 +194,6 @@ def _sample(entry: DataConfig, record: dict[str, Any], chats: Chats) -> Any:
     if not all(values.get(name) for name in fields) or not all(values[f"reply{n}"].strip() for n in range(len(turns))):
         return "empty_field"
     return chats.render(len(turns), system if entry.task == "chat" else None, values)
-
-
-def _conversation(record: dict[str, Any]) -> tuple[str | None, list[tuple[str, str]], str] | None:
-    """(system, [(user, assistant), …], input) of an Alpaca or ShareGPT record; None if it is neither."""
-    messages = record.get("conversations") or record.get("messages")
-    if messages is None:
-        asked, answer, extra = (record.get(name) for name in ("instruction", "output", "input"))
-        extra = "" if extra is None else extra
-        if not (isinstance(asked, str) and isinstance(answer, str) and isinstance(extra, str)):
-            return None
-        try:
-            history = [(str(q), str(a)) for q, a in record.get("history") or []]
-        except (TypeError, ValueError):
-            return None
-        return record.get("system") or None, [*history, (asked, answer)], extra
-    try:
-        said = [(ROLES[m.get("from") or m["role"]], m.get("value") or m["content"]) for m in messages]
-    except (KeyError, TypeError, AttributeError):
-        return None
-    system = record.get("system") or None
-    if said and said[0][0] == "system":
-        system, said = said[0][1], said[1:]
-    roles = [role for role, _ in said]
-    if not said or roles != ["user", "assistant"] * (len(said) // 2) or not all(isinstance(t, str) for _, t in said):
-        return None
-    return system, [(said[n][1], said[n + 1][1]) for n in range(0, len(said), 2)], ""
 
 
 def is_export(folder: Folder) -> bool:

@@ -20,6 +20,7 @@ import kun_ray.generate
 from kun_ray.config import KunError, load
 from kun_ray.evaluate.choice import EvaluateConfig, evaluate
 from kun_ray.evaluate.pairwise import PairwiseConfig, pairwise
+from kun_ray.evaluate.rows import folder_name
 from kun_ray.store import Folder
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -72,7 +73,7 @@ def test_two_models_side_by_side_and_a_kill_in_between(cluster, setting, tmp_pat
         "ray.object_store_gb=0.2",
     ]
     environ = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    answers = Folder(str(tmp_path / "out/weak/answers"))
+    answers = Folder(str(tmp_path / "out" / folder_name(str(tmp_path / "weak")) / "answers"))
     with (tmp_path / "log").open("wb") as log:
         job = subprocess.Popen(command, stdout=log, stderr=log, env=environ, start_new_session=True)
         try:
@@ -85,9 +86,9 @@ def test_two_models_side_by_side_and_a_kill_in_between(cluster, setting, tmp_pat
     monkeypatch.setattr(kun_ray.generate, "Pool", exam.pool_class(journal))
     found = evaluate(load(EvaluateConfig, setting))
     for name in ("weak", "good"):
-        folder = Folder(str(tmp_path / "out" / name / "answers"))
+        folder = Folder(str(tmp_path / "out" / folder_name(str(tmp_path / name)) / "answers"))
         assert len(set(ids(folder))) == len(ids(folder)) == 270 and folder.is_complete()
-        assert ids(folder) == ids(Folder(str(tmp_path / "out" / name / "questions")))
+        assert ids(folder) == ids(Folder(str(tmp_path / "out" / folder_name(str(tmp_path / name)) / "questions")))
         assert folder.read_json("summary.json")["ok"] == 270
     times = asked(journal, "weak")
     assert set(times) == set(range(270)) and 48 <= written <= sum(count == 1 for count in times.values())

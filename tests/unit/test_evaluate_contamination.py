@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kun_ray.config import ConfigError
+from kun_ray.documents import render_exam
 from kun_ray.evaluate.benchmarks import Benchmark, Question
 from kun_ray.evaluate.contamination import (
     ContaminationConfig,
@@ -50,6 +51,16 @@ def test_units_are_characters_and_words():
 )
 def test_a_question_is_found_through_small_changes(text):
     assert 0 in matches(build_index([suite(STEM)], 13, 10), text)
+
+
+def test_letters_before_options_hide_no_question():
+    """A stem that is shorter than an n-gram, with its options as examinations print them and as WanJuan's records become text."""
+    question = Question("geography", "0", "法国的首都是哪座城", ("巴黎城", "里昂城", "马赛城", "南特城"), "A")
+    index = build_index([Benchmark("cmmlu", "cmmlu", [question], {})], 13, 10)
+    assert matches(index, question.block() + "\n答案：A")[0][0] == 1.0
+    options = {f"option_{letter}": option for letter, option in zip("abcd", question.options, strict=True)}
+    exam = render_exam({"q_main": question.stem + "？", **options, "std_ans": "A"})
+    assert exam is not None and matches(index, exam)[0][0] == 1.0
 
 
 def test_share_is_that_of_the_questions_ngrams():

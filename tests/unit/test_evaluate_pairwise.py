@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from kun_ray import formats
 from kun_ray.config import ConfigError, KunError, load
 from kun_ray.evaluate.pairwise import PairwiseConfig, _prepare, combine, fill
-from kun_ray.evaluate.rows import Pair, paired, read_rows, short_names, source_names
+from kun_ray.evaluate.rows import Pair, folder_name, paired, read_rows, reply, short_names, source_names
+from kun_ray.store import Folder
 
 CONF = str(Path(__file__).parents[2] / "conf/pairwise.yaml")
 OPTIONS = ["A", "B", "C"]
@@ -70,6 +73,37 @@ def test_answers_are_paired_by_instruction(tmp_path):
         list(read_rows(str(tmp_path / "d.jsonl")))
     with pytest.raises(ConfigError, match="neither a finished generate stage"):
         list(read_rows(str(tmp_path)))
+
+
+def test_conversations_are_told_apart_by_all_that_is_asked(tmp_path):
+    said = [("system", "你是助手"), ("human", "问一"), ("gpt", "答一"), ("human", "问二"), ("gpt", "答二")]
+    turns = [{"from": who, "value": text} for who, text in said]
+    short = {"conversations": turns[:3]}
+    rows = list(read_rows(write(tmp_path / "a.jsonl", [short, {"conversations": turns}])))
+    assert [(row["instruction"], row["output"]) for row in rows] == [("问一", "答一"), ("问一\n答一\n问二", "答二")]
+
+
+@pytest.mark.parametrize("column", ["text", "answer"])
+def test_an_exports_answers_are_those_that_it_teaches(tmp_path, column):
+    """Its Parquet keeps every column, whichever of them is the response."""
+    columns = {"doc_id": ["x"], "instruction": ["问"], "text": ["原文"], "answer": ["润色"], "source": ["s"]}
+    batch = pa.RecordBatch.from_pydict(columns)
+    with formats._output(
+        Folder(str(tmp_path)), "parquet", "parquet/train.parquet", batch.schema, column, False, {}
+    ) as out:
+        out(batch)
+    (row,) = read_rows(str(tmp_path))
+    assert (row["id"], reply(row)) == ("x", {"text": "原文", "answer": "润色"}[column]) and "answer" not in row
+
+
+def test_a_models_folder_is_called_the_same_whatever_stands_beside_it(tmp_path):
+    first, second = (str(tmp_path / name / "train_final/model") for name in "ab")
+    assert short_names([first]) == ["train_final"] and short_names([first, second]) == [
+        "a-train_final",
+        "b-train_final",
+    ]
+    assert folder_name(first) != folder_name(second) and folder_name(first).startswith("train_final-")
+    assert folder_name("org/yi") == folder_name("org/yi/")
 
 
 def test_names_are_as_short_as_tells_them_apart():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+from scipy import stats
 
 from kun_ray.evaluate.statistics import (
     krippendorff_alpha,
@@ -50,6 +53,9 @@ def test_wilson_covers_what_it_says():
     low, high = wilson(50, 100)
     assert (low, high) == (pytest.approx(0.4038, abs=1e-3), pytest.approx(0.5962, abs=1e-3))
     assert wilson(0, 0) == (0.0, 1.0)
+    for num_right, num in ((0, 5), (5, 5), (13, 40)):
+        published = stats.binomtest(num_right, num).proportion_ci(0.95, method="wilson")
+        assert wilson(num_right, num) == pytest.approx((published.low, published.high))
     drawn = np.random.default_rng(0).binomial(40, 0.3, 2000)
     covered = np.mean([low <= 0.3 <= high for low, high in (wilson(int(n), 40) for n in drawn)])
     assert 0.93 < covered < 0.975
@@ -58,7 +64,11 @@ def test_wilson_covers_what_it_says():
 def test_the_macro_interval_is_about_the_mean_of_subjects_not_of_questions():
     low, high = macro_interval([900, 5], [1000, 10])  # macro 0.70, micro 0.896
     assert low < 0.70 < high and high < 0.88 and high - low > 0.2
-    assert macro_interval([90, 50], [100, 100]) == macro_interval([90, 50], [100, 100])
+    assert macro_interval([30], [100]) == pytest.approx(wilson(30, 100))
+    assert macro_interval([5] * 4, [5] * 4) == pytest.approx((1 - (1 - wilson(5, 5)[0]) / 2, 1.0))
+    draws = np.random.default_rng(0).binomial([40, 60, 20], [0.9, 0.5, 0.7], (2000, 3))
+    covered = np.mean([low <= 0.7 <= high for low, high in (macro_interval(list(row), [40, 60, 20]) for row in draws)])
+    assert 0.93 < covered < 0.98
 
 
 def test_a_paired_difference_is_narrower_than_two_intervals_apart():
@@ -78,3 +88,8 @@ def test_sign_test_and_mean_interval():
     assert sign_test(0, 0) == 1.0 and sign_test(8, 0) == pytest.approx(2 / 256)
     low, high = mean_interval([0.0, 1.0] * 200)
     assert low == pytest.approx(0.45, abs=0.012) and high == pytest.approx(0.55, abs=0.012)
+    assert mean_interval([1.0] * 10) == pytest.approx(wilson(10, 10)) and mean_interval([0.0, 1.0]) == pytest.approx(
+        wilson(1, 2)
+    )
+    assert mean_interval([2.0] * 10, 1, 3) == pytest.approx([1 + 2 * end for end in wilson(5, 10)])
+    assert all(math.isnan(end) for end in mean_interval([]))
