@@ -96,6 +96,7 @@ def soak(folder: Path, kills: int, rows: int, real: bool, rng: random.Random) ->
     wanted, found = chains.ids(source), chains.ids(job.folder())
     return {
         "engine": "vllm" if real else "fake",
+        "date": time.strftime("%F"),
         "kills": done,
         "rows": rows,
         "rows_written": len(found),
@@ -144,22 +145,29 @@ def main() -> None:
         log_to_driver=False,
         _temp_dir=f"{folder}/r",
     )
-    results = []
+    lost = 0
     try:
         for name, kills, rows in (("fake", args.kills, args.rows), ("real", args.real, args.real_rows)):
             if kills:
                 (folder / name).mkdir()
-                results.append(soak(folder / name, kills, rows, name == "real", rng))
-                print(json.dumps(results[-1], indent=2), flush=True)
+                result = soak(folder / name, kills, rows, name == "real", rng)
+                print(json.dumps(result, indent=2), flush=True)
+                write(args.out, result)
+                lost += result["duplicates"] + result["lost"]
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(
-        json.dumps({"cpus": os.cpu_count(), "machine": platform.machine(), "soaks": results}, indent=2) + "\n"
-    )
-    if any(result["duplicates"] or result["lost"] for result in results):
+    if lost:
         raise SystemExit("rows were lost or doubled")
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Puts one soak's result in the place of its engine's last one, so that either can be run without the other."""
+    before = json.loads(path.read_text())["soaks"] if path.exists() else []
+    soaks = [other for other in before if other["engine"] != result["engine"]]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machine = {"cpus": os.cpu_count(), "machine": platform.machine()}
+    path.write_text(json.dumps({**machine, "soaks": [*soaks, result]}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
