@@ -130,16 +130,11 @@ def test_a_finished_run_corrects_the_speed(tmp_path: Path, model_folder: Any, ca
     argv = [str(REPO / "conf/prompts.yaml"), f"input={source}", f"output={tmp_path}/out", "pools.p.steps=[label]"]
     argv += [f"pools.p.model={model_folder()}", "pools.p.accelerator=cpu"]
     (before,) = plan(load(GeneratePlan, argv))
-    done = store.open_stage(
-        str(tmp_path / "done"),
-        {},
-        {"pools": {"p": {"model": model_folder(), "steps": ["label"], "accelerator": "cpu"}}},
-    )
     counters = {"answered": 50, "prompt_tokens": 5000, "cached_tokens": 1000, "output_tokens": 1000}
     seconds = []
     for busy in (1000.0, 2000.0):
-        done.finish({"elapsed_s": 3000.0, "pools": {"p": {**counters, "busy_s": busy}}})
-        seconds.append(plan(load(GeneratePlan, [*argv, f"measured=['{done.uri}']"]))[0].seconds)
+        done = measured_by(tmp_path, f"done-{busy}", model_folder(), {**counters, "busy_s": busy})
+        seconds.append(plan(load(GeneratePlan, [*argv, f"measured=['{done}']"]))[0].seconds)
     assert "speeds corrected by 1 measured runs" in capsys.readouterr().out
     assert seconds[1] == pytest.approx(2 * seconds[0]) and seconds[0] != pytest.approx(before.seconds)
 
@@ -221,14 +216,28 @@ def test_the_first_sample_takes_no_longer_than_the_second(tmp_path: Path, model_
     assert {name: os.environ.get(name) for name in ONE_CORE} == before
 
 
-def prepared(folder: Path, num_rows: int, tokens: int | None) -> str:
-    stage = store.open_stage(str(folder / "prepare"), {}, {})
+def part(stage: store.Folder, num_rows: int, tokens: int | None) -> None:
+    """Gives a stage folder rows."""
     rows = [
         {"doc_id": doc_id("s", "f", n, ""), "source": "s", "text": "好", "meta": "{}", "tokens": tokens, "status": "ok"}
         for n in range(num_rows)
     ]
     pq.write_table(to_table(rows, DOCUMENT), stage.child("part-0.parquet"))
+
+
+def prepared(folder: Path, num_rows: int, tokens: int | None) -> str:
+    stage = store.open_stage(str(folder / "prepare"), {}, {})
+    part(stage, num_rows, tokens)
     stage.finish({"rows": num_rows})
+    return stage.uri
+
+
+def measured_by(folder: Path, name: str, model: str, counters: dict[str, float]) -> str:
+    """A finished generate stage of one pool on CPUs, with these counters in its summary."""
+    pools = {"p": {"model": model, "steps": ["label"], "accelerator": "cpu"}}
+    stage = store.open_stage(str(folder / name), {}, {"pools": pools})
+    part(stage, 50, 40)
+    stage.finish({"elapsed_s": 3000.0, "pools": {"p": counters}})
     return stage.uri
 
 
@@ -371,27 +380,23 @@ def test_an_export_that_is_there_counts_once(tmp_path: Path, model_folder: Any) 
 
 
 def test_a_measured_run_is_compared_with_its_own_model(tmp_path: Path, model_folder: Any) -> None:
-    config = {"pools": {"p": {"model": model_folder(), "steps": ["label"], "accelerator": "cpu"}}}
-    done = store.open_stage(str(tmp_path / "done"), {}, config)
     counters = {"answered": 50, "prompt_tokens": 5000, "cached_tokens": 0, "output_tokens": 1000, "busy_s": 100.0}
-    done.finish({"elapsed_s": 300.0, "pools": {"p": counters}})
+    done = measured_by(tmp_path, "done", model_folder(), counters)
     argv = [
         str(REPO / "conf/label.yaml"),
         "input=/nowhere",
         "output=/nowhere/out",
         f"pools.label.model={model_folder()}",
     ]
-    argv += ["num_documents=100", "tokens_per_document=30", f"measured=['{done.uri}']"]
+    argv += ["num_documents=100", "tokens_per_document=30", f"measured=['{done}']"]
     own, other = (plan(load(GeneratePlan, [*argv, *more]))[0] for more in ([], [f"model_config={YI}"]))
     plain = [plan(load(GeneratePlan, [*argv[:-1], *more]))[0].seconds for more in ([], [f"model_config={YI}"])]
     assert own.seconds / plain[0] == pytest.approx(other.seconds / plain[1])
-    config["pools"]["p"]["model"] = "/nowhere/model"
-    lost = store.open_stage(str(tmp_path / "lost"), {}, config)
-    lost.finish({"elapsed_s": 300.0, "pools": {"p": counters}})
+    lost = measured_by(tmp_path, "lost", "/nowhere/model", counters)
     with pytest.raises(
         ConfigError, match="lost ran /nowhere/model, and must be compared with its sizes: there is no fol"
     ):
-        plan(load(GeneratePlan, [*argv[:-1], f"measured=['{lost.uri}']", f"model_config={YI}"]))
+        plan(load(GeneratePlan, [*argv[:-1], f"measured=['{lost}']", f"model_config={YI}"]))
 
 
 def test_float32_keeps_float32_keys() -> None:
