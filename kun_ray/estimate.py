@@ -96,14 +96,15 @@ def _clean(table: pa.Table, config: PrepareConfig, reading_s: float) -> Sampled:
     seconds = time.monotonic() - started + reading_s
     ok = cleaned.filter(pc.equal(cleaned["status"], OK))
     tokens = ok["tokens"] if config.tokenizer else pc.multiply(pc.utf8_length(ok["text"]), TOKENS_PER_CHAR)
-    signed = cleaned.select([name for name in cleaned.column_names if name not in DOCUMENT.names])
+    signed = [cleaned[name].drop_null() for name in cleaned.column_names if name not in DOCUMENT.names]
     return Sampled(
         records=table.num_rows,
         ok=ok.num_rows,
         tokens=pc.sum(tokens).as_py() or 0,
         longest=pc.max(tokens).as_py() or 0,
         core_seconds=seconds,
-        disk_bytes=2 * (pc.sum(pc.binary_length(ok["text"])).as_py() or 0) / COMPRESSION + signed.nbytes,
+        disk_bytes=2 * (pc.sum(pc.binary_length(ok["text"])).as_py() or 0) / COMPRESSION
+        + sum(column.nbytes for column in signed),
     )
 
 
