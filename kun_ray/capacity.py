@@ -36,7 +36,9 @@ PREFILL_EFFICIENCY, DECODE_EFFICIENCY, TRAIN_MFU = 0.5, 0.6, 0.4
 """Parts of a card's FLOPs and bandwidth that engines and trainings usually reach: assumed, until a run is measured."""
 RESERVED_GB = 4.0
 """Activations of a prefill, logits, CUDA graphs and context of an engine: assumed."""
-WIDTHS = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
+WIDTHS = {
+    "auto": 2, "bfloat16": 2, "float16": 2, "half": 2, "float32": 4, "float": 4, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1
+}  # fmt: skip
 """Bytes of one element, by vLLM's names."""
 
 
@@ -50,6 +52,8 @@ class Traffic:
     """Tokens decoded, all steps together."""
     context: float
     """Tokens in the KV cache halfway through the longest step's reply."""
+    longest: float = 0.0
+    """Tokens of the longest prompt and of the longest reply to it that sampling allows, as far as they are known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +89,8 @@ def capacity(pool: PoolConfig, cost: Cost, card: Card, traffic: Traffic) -> Capa
     if pool.accelerator == "cpu":
         memory = weights + (pool.cpu_kv_cache_gb + RESERVED_GB) * GB
     kv_heads = max(1, math.ceil(cost.num_kv_heads / pool.tensor_parallel_size))
-    width = WIDTHS.get(str(pool.engine.get("kv_cache_dtype", "auto")), 2)
+    kept = pool.engine.get("kv_cache_dtype", "auto")
+    width = WIDTHS.get(str(pool.engine.get("dtype", "auto") if kept == "auto" else kept), 2)
     kv = 2 * cost.num_layers / pool.pipeline_parallel_size * kv_heads * cost.head_dim * width
     room = memory - weights - RESERVED_GB * GB
     kv_tokens = max(0, int(room / kv))
@@ -110,7 +115,7 @@ def smallest_change(pool: PoolConfig, cost: Cost, card: Card, traffic: Traffic) 
 
     longest = pool.max_model_len or int(cost.context)
     for length in (longest // 2, longest // 4):
-        if length >= 1024 and fits(max_model_len=length):
+        if length >= max(1024, traffic.longest) and fits(max_model_len=length):
             return f"max_model_len={length}"
     if fits(engine={**pool.engine, "kv_cache_dtype": "fp8"}):
         return "engine.kv_cache_dtype=fp8"

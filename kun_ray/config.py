@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -162,7 +162,7 @@ def run_job(schema: type[T], main: Callable[[T], object], doc: str | None, posit
     if PARENT in os.environ:
         threading.Thread(target=_end_with, args=(int(os.environ[PARENT]),), name="parent", daemon=True).start()
     try:
-        argv = _without_dashes(sys.argv[1:])
+        argv = _without_dashes(sys.argv[1:], list(_known_keys(schema)))
         config = load(schema, _with_positional(argv, positional, _is_list(schema, positional)) if positional else argv)
         resolved = yaml.safe_dump(to_dict(config), allow_unicode=True, sort_keys=False)
         _unshown[:] = ["# " + without_credentials(resolved).strip().replace("\n", "\n# ")]
@@ -201,8 +201,8 @@ def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"`{name}` is {value!r}, but must be one of {', '.join(allowed)}")
 
 
-def _without_dashes(argv: list[str]) -> list[str]:
-    """`argv` with `--key value` and `--key=value` as key=value."""
+def _without_dashes(argv: list[str], known: Sequence[str] = ()) -> list[str]:
+    """`argv` with `--key value` and `--key=value` as key=value, and `--a-key` as a_key where that is a `known` one."""
     found: list[str] = []
     rest = iter(argv)
     for arg in rest:
@@ -211,7 +211,9 @@ def _without_dashes(argv: list[str]) -> list[str]:
             value = next(rest, None)
             require(value is not None, f"{arg} has no value: write {arg} <value>, or {key}=<value>")
             key = f"{key}={value}"
-        found.append(key)
+        name, mark, value = key.partition("=")
+        plain = name.replace("-", "_")
+        found.append(plain + mark + value if key != arg and plain in known else key)
     return found
 
 

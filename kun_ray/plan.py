@@ -8,37 +8,34 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from kun_ray import capacity, models, store
+from kun_ray.bill import Line, hold_together, show
 from kun_ray.capacity import CARDS, TRAIN_MFU, Card, Traffic
-from kun_ray.config import one_of, require, show_config
+from kun_ray.config import ConfigError, one_of, require, show_config
 from kun_ray.cost import Cost, cost_of
-from kun_ray.estimate import sample_corpora
+from kun_ray.estimate import COMPRESSION, sample_corpora
+from kun_ray.export import ExportConfig
 from kun_ray.generate import GenerateConfig
 from kun_ray.graph import Graph, PipelineConfig
 from kun_ray.pool import PoolConfig
 from kun_ray.prepare import PrepareConfig
-from kun_ray.progress import duration
 from kun_ray.train.config import TrainConfig
 from kun_ray.train.dry import cheapest_change
 from kun_ray.train.memory import memory_of
-from kun_ray.workload import Options, Work, count_input, count_seeds, traffic
+from kun_ray.workload import Options, Work, count_input, count_training, measure_pairs, traffic
+
+BYTES_PER_TOKEN = 4.5
+"""Of Chinese text in UTF-8, about: three bytes a character, and TOKENS_PER_CHAR."""
 
 
 @dataclasses.dataclass
 class PipelinePlan(Options, PipelineConfig):
     """jobs/plan.py: what a whole pipeline needs (also takes the configuration of one generate, train or prepare job)."""
-
-    def __post_init__(self) -> None:
-        one_of("card", self.card, tuple(CARDS))
-        super().__post_init__()
 
 
 @dataclasses.dataclass
@@ -56,26 +53,6 @@ class PreparePlan(Options, PrepareConfig):
     """jobs/plan.py: what one prepare job needs."""
 
 
-@dataclasses.dataclass
-class Line:
-    """One stage of the plan."""
-
-    stage: str
-    what: str
-    fits: str = ""
-    gpus: int = 0
-    seconds: float = 0.0
-    disk_gb: float = 0.0
-
-    @property
-    def runs(self) -> bool:
-        return not self.fits.startswith("no")
-
-    @property
-    def gpu_hours(self) -> float:
-        return self.gpus * self.seconds / 3600
-
-
 def schema_of(keys: set[str]) -> type:
     """The plan's schema for a configuration with these top-level keys."""
     if "stages" in keys or not keys & {"pools", "epochs", "corpora", "filters"}:
@@ -90,29 +67,39 @@ def plan(config: Any) -> list[Line]:
         ConfigError: an input, a model's sizes or a card is not known; the message says which key to give.
     """
     one_of("card", config.card, tuple(CARDS))
-    stages = _stages(config)
-    work, lines = Work(0.0, 0.0), list[Line]()
-    prepares = [stage for _, stage in stages if isinstance(stage, PrepareConfig)]
+    stages, work = _stages(config), Work(0.0, 0.0)
+    lines, missing = list[Line](), list[str]()
+    prepare = next((stage for _, stage in stages if isinstance(stage, PrepareConfig)), None)
+    generate = next((stage for _, stage in stages if isinstance(stage, GenerateConfig)), None)
     if config.num_documents and config.tokens_per_document:
         work = Work(float(config.num_documents), float(config.tokens_per_document))
-    elif prepares:
-        sampled = sample_corpora(prepares[0], config)
-        work = sampled.work
-        cores = prepares[0].ray.num_cpus or os.cpu_count() or 1
-        documents = f"{work.documents:,.0f} documents of {work.tokens:,.0f} tokens"
-        what = f"{sampled.records:,.0f} records, {documents}, {cores} cores"
-        lines.append(Line("prepare", what, seconds=sampled.core_seconds / cores, disk_gb=sampled.disk_gb))
-    elif any(isinstance(stage, GenerateConfig) for _, stage in stages):
-        work = count_input(next(stage.input for _, stage in stages if isinstance(stage, GenerateConfig)), config)
-    count_seeds(work, stages)
+        missing += ["prepare (num_documents and tokens_per_document are given)"] if prepare else []
+    elif prepare:
+        line, work = plan_prepare(prepare, config)
+        lines.append(line)
+    elif generate:
+        work = count_input(generate.input, config)
+        counted = work.tokens > 0 or not work.documents
+        require(counted, f"{generate.input} was prepared without a tokenizer: give tokens_per_document=")
+    measure_pairs(work, stages)
     factor = _correction(config, work)
+    trained = {f"{stage.output}/model": stage.model for _, stage in stages if isinstance(stage, TrainConfig)}
+    exports = {
+        stage.output: stage.selection.top_k or math.inf for _, stage in stages if isinstance(stage, ExportConfig)
+    }
     for name, stage in stages:
         if isinstance(stage, GenerateConfig):
-            lines += [plan_pool(name, pool, stage, work, config, factor) for pool in stage.pools]
+            lines += plan_generate(name, stage, work, config, factor, trained)
         elif isinstance(stage, TrainConfig):
-            lines.append(plan_training(name, stage, work, config))
+            lines.append(plan_training(name, stage, work, config, exports))
     show_config()
-    show(lines, work, config)
+    assumed = f"{capacity.PREFILL_EFFICIENCY:.0%} of {config.card}'s FLOPs in prefill, {capacity.DECODE_EFFICIENCY:.0%} of its bandwidth in decoding, {TRAIN_MFU:.0%} MFU"
+    notes = [
+        *work.notes,
+        f"assumed: {assumed}; {config.good_share:.0%} of the instructions are accepted",
+        "memory is computed, speeds are estimates until `measured` gives a run",
+    ]
+    show(lines, missing, notes, config.card, config.price_per_gpu_hour)
     return lines
 
 
@@ -122,17 +109,23 @@ def _stages(config: Any) -> list[tuple[str, Any]]:
     return [({GeneratePlan: "generate", TrainPlan: "train", PreparePlan: "prepare"}[type(config)], config)]
 
 
-def sizes_of(model: str, options: Options, base: str | None = None, trust_remote_code: bool = False) -> Cost:
-    """A model's sizes: its own, those of the base that it will be trained from, or of `model_config`."""
-    if options.model_config:
-        require(Path(options.model_config).is_file(), f"model_config: there is no file {options.model_config}")
-        return _built(options.model_config, False)
-    for place in (model, base):
-        if place and Path(place, "config.json").is_file():
-            return _built(place, trust_remote_code)
-    wanted = base or model
-    models.require_on_hub(wanted, "the sizes of a model (or give model_config=<a config.json>)")
-    return _built(wanted, trust_remote_code)
+def sizes_at(model: str, model_config: str | None, base: str | None = None) -> str:
+    """Where a model's sizes are to be read: in `model_config`, else in the model's own folder or hub repository, else in
+    those of `base`, which this run will train it from.
+
+    Raises:
+        ConfigError: they are not to be had.
+    """
+    if model_config:
+        require(Path(model_config).is_file(), f"model_config: there is no file {model_config}")
+        return model_config
+    place = model if base is None or Path(model, "config.json").is_file() else base
+    require(
+        not models.is_missing_folder(place),
+        f"there is no folder {place}; mend it, or give model_config=<a config.json>",
+    )
+    models.require_on_hub(place, "the sizes of a model (or give model_config=<a config.json>)")
+    return models.fetch_model(place, weights=False)
 
 
 @functools.lru_cache(maxsize=8)
@@ -140,11 +133,40 @@ def _built(path: str, trust_remote_code: bool) -> Cost:
     return cost_of(path, None, trust_remote_code)
 
 
-def plan_pool(name: str, pool_name: str, config: GenerateConfig, work: Work, options: Any, factor: float) -> Line:
-    """One pool of a generate stage."""
+def plan_prepare(config: PrepareConfig, options: Any) -> tuple[Line, Work]:
+    """The prepare stage, and what it leaves to the stages behind it, from a sample of the corpora."""
+    found, work = sample_corpora(config, options)
+    cores = config.ray.num_cpus or os.cpu_count() or 1
+    documents = f"{work.documents:,.0f} documents of {work.tokens:,.0f} tokens"
+    what = f"{found.records:,.0f} records, {documents}, {cores} cores"
+    return Line("prepare", what, seconds=found.core_seconds / cores, disk_gb=found.disk_bytes / 1e9), work
+
+
+def plan_generate(
+    name: str, config: GenerateConfig, work: Work, options: Any, factor: float, trained: dict[str, str]
+) -> list[Line]:
+    """The pools of a generate stage.
+
+    Args:
+        factor: how much slower than planned measured runs were.
+        trained: models that the same run trains, each with its base.
+    """
+    lines = [plan_pool(name, pool, config, work, options, factor, trained) for pool in config.pools]
+    work.notes += hold_together(lines, [pool.replicas for pool in config.pools.values()])
+    steps = {step for pool in config.pools.values() for step in pool.steps}
+    text = work.tokens * (options.good_share if "score" in steps else 1.0)  # rejected rows lose theirs
+    answer = work.answer * options.good_share if "polish" in steps else 0.0
+    num_bytes = work.documents * (text + work.instruction + answer) * BYTES_PER_TOKEN
+    lines[-1].disk_gb = num_bytes / COMPRESSION / 1e9
+    return lines
+
+
+def plan_pool(
+    name: str, pool_name: str, config: GenerateConfig, work: Work, options: Any, factor: float, trained: dict[str, str]
+) -> Line:
+    """One pool of a generate stage, with the time that it would take alone."""
     pool = config.pools[pool_name]
-    base = options.models.base if isinstance(options, PipelineConfig) else None
-    cost = sizes_of(pool.model, options, base, pool.trust_remote_code)
+    cost = _built(sizes_at(pool.model, options.model_config, trained.get(pool.model)), pool.trust_remote_code)
     card = CARDS["CPU" if pool.accelerator == "cpu" else options.card]
     asked = traffic(pool, config, work, options.good_share)
     found = capacity.capacity(pool, cost, card, asked)
@@ -154,22 +176,26 @@ def plan_pool(name: str, pool_name: str, config: GenerateConfig, work: Work, opt
         f"{max(0.0, found.kv_gb):.1f} GB KV per GPU, {found.num_sequences} rows at once, {found.rows_per_s * pool.replicas / factor:,.2f} rows/s"
     )
     fits = "yes" if found.fits else f"no: {capacity.smallest_change(pool, cost, card, asked)}"
-    stage = name if len(config.pools) == 1 else f"{name}.{pool_name}"
-    disk = work.documents * (work.instruction + work.answer * options.good_share) * 4.5 / 1e9 / 2
-    return Line(stage, what, fits, gpus, work.documents / (found.rows_per_s * pool.replicas) * factor, disk)
+    seconds = work.documents / (found.rows_per_s * pool.replicas) * factor
+    return Line(name, what, fits, gpus, seconds, pool=pool_name if len(config.pools) > 1 else "")
 
 
-def plan_training(name: str, config: TrainConfig, work: Work, options: Any) -> Line:
-    """One training stage. The final model's is on the rows that scoring accepts, at most export's top_k."""
-    base = sizes_of(config.model, options, None, config.trust_remote_code)
-    cost = base if config.lora is None else cost_of(config.model, config.lora, config.trust_remote_code)
-    rows = float(work.pairs)
-    if name.startswith("train_final"):
-        rows += min(work.documents * options.good_share, _top_k(options))
-    mean = work.instruction + work.answer + 20
+def plan_training(name: str, config: TrainConfig, work: Work, options: Any, exports: dict[str, float]) -> Line:
+    """One training stage; `exports` are those of the same run, as `count_training` takes them."""
+    place = sizes_at(config.model, options.model_config)
+    cost = (
+        cost_of(place, config.lora, config.trust_remote_code)
+        if config.lora
+        else _built(place, config.trust_remote_code)
+    )
+    samples, tokens = count_training(config, work, options.good_share, exports)
+    epochs = float(config.epochs)
+    if config.max_steps is not None:
+        epochs = min(epochs, config.max_steps * config.batch_size / max(1.0, samples))
     card: Card = CARDS["CPU" if config.accelerator == "cpu" else options.card]
-    seconds = cost.seconds(rows * config.epochs * mean, mean, config.num_workers, card.flops, TRAIN_MFU)
-    fits, what = "yes", f"{rows:,.0f} samples × {config.epochs} epochs, {cost.num_parameters / 1e9:.2f}B"
+    mean = tokens / samples if samples else 1.0
+    seconds = cost.seconds(tokens * epochs, mean, config.num_workers, card.flops, TRAIN_MFU)
+    fits, what = "yes", f"{samples:,.0f} samples × {epochs:.3g} epochs, {cost.num_parameters / 1e9:.2f}B"
     if config.accelerator == "gpu":
         memory = memory_of(cost, config)
         what += f", {memory['gpu']:.1f} GB per GPU" + (
@@ -179,14 +205,6 @@ def plan_training(name: str, config: TrainConfig, work: Work, options: Any) -> L
             fits = f"no: {cheapest_change(config, cost, card.memory_gb)}"
     disk = (config.keep_last + 1) * cost.checkpoint_gb() + 2 * cost.num_parameters / 1e9
     return Line(name, what, fits, config.num_workers if config.accelerator == "gpu" else 0, seconds, disk)
-
-
-def _top_k(options: Any) -> float:
-    if isinstance(options, PipelineConfig):
-        exports = [stage.config for stage in Graph(options).stages.values() if stage.job == "export"]
-        if exports and exports[0].selection.top_k:
-            return float(exports[0].selection.top_k)
-    return float("inf")
 
 
 def _correction(options: Any, work: Work) -> float:
@@ -204,7 +222,7 @@ def _correction(options: Any, work: Work) -> float:
             rows = counters["answered"]
             prompt, output = counters["prompt_tokens"] / rows, counters["output_tokens"] / rows
             asked = Traffic(prompt - counters.get("cached_tokens", 0) / rows, output, prompt + output / 2)
-            found = capacity.capacity(pool, sizes_of(pool.model, options), card, asked)
+            found = capacity.capacity(pool, _measured_sizes(place, pool), card, asked)
             planned += rows / found.rows_per_s
             measured += max(1.0, counters["busy_s"])
     if planned:
@@ -214,35 +232,10 @@ def _correction(options: Any, work: Work) -> float:
     return measured / planned if planned else 1.0
 
 
-def show(lines: list[Line], work: Work, options: Any) -> None:
-    """Prints the plan as a table, with what it rests on below."""
-    table = Table("stage", "what", "fits", "GPUs", "time", "GPU-hours", "disk GB", box=None, padding=(0, 2))
-    for line in lines:
-        hours = f"{line.gpu_hours:,.1f}" if line.gpus and line.runs else ""
-        table.add_row(
-            line.stage,
-            line.what,
-            line.fits,
-            str(line.gpus or ""),
-            duration(line.seconds) if line.runs else "–",
-            hours,
-            f"{line.disk_gb:,.1f}",
-        )
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-    lines = [line for line in lines if line.runs]
-    total = sum(line.gpu_hours for line in lines)
-    cost = (
-        f", {total * options.price_per_gpu_hour:,.0f} at {options.price_per_gpu_hour:g} a GPU-hour"
-        if options.price_per_gpu_hour
-        else ""
-    )
-    print(
-        f"\ntotal: {duration(sum(line.seconds for line in lines))} if stages follow each other, {total:,.1f} GPU-hours on {options.card}{cost}, {sum(line.disk_gb for line in lines):,.0f} GB of disk"
-    )
-    assumed = f"{capacity.PREFILL_EFFICIENCY:.0%} of {options.card}'s FLOPs in prefill, {capacity.DECODE_EFFICIENCY:.0%} of its bandwidth in decoding, {TRAIN_MFU:.0%} MFU"
-    notes = [
-        *work.notes,
-        f"assumed: {assumed}; {options.good_share:.0%} of the instructions are accepted",
-        "memory is computed, speeds are estimates until `measured` gives a run",
-    ]
-    print("\n".join(f"- {note}" for note in notes))
+def _measured_sizes(place: str, pool: PoolConfig) -> Cost:
+    """Of the model that a measured run used, which need not be that of `model_config`."""
+    try:
+        return _built(sizes_at(pool.model, None), pool.trust_remote_code)
+    except (ConfigError, OSError, ValueError) as error:
+        found = str(error).splitlines()[0].partition(" (or give")[0]
+        raise ConfigError(f"measured: {place} ran {pool.model}, and must be compared with its sizes: {found}") from None

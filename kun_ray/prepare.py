@@ -43,6 +43,8 @@ from kun_ray.sources import CorpusFile
 CLEAN = "_clean"
 DUPLICATES = "_duplicates.parquet"
 MAX_BATCH_BYTES = 64 << 20
+ONE_CORE = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""Environment of the filters' tasks, of which there is one for each core."""
 
 
 @dataclasses.dataclass
@@ -89,7 +91,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         KeyboardInterrupt: stopped by a signal; what was finished is kept.
     """
     files = list_corpora(config.corpora)
-    _check_models(config)
+    check_models(config)
     with lease.opened(config.output, fingerprint(config, files), to_dict(config), config.lease_s) as folder:
         if folder.is_complete():
             _delete(folder.below(CLEAN))  # a kill may have come just before
@@ -192,7 +194,7 @@ def _clean(
                 fn_kwargs={"config": local, "board": board},
                 batch_size=None,
                 batch_format="pyarrow",
-                runtime_env={"env_vars": {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}},
+                runtime_env={"env_vars": ONE_CORE},
             )
             execution.write(documents, clean, config.rows_per_file)
         num_read, num_written = num_rows_read(counts, len(files)), clean.num_rows()
@@ -253,7 +255,8 @@ def _clean_title(title: str | None, config: FilterConfig) -> str | None:
     return cleaning.mask_personal(cleaned, found)
 
 
-def _check_models(config: PrepareConfig) -> None:
+def check_models(config: PrepareConfig) -> None:
+    """Loads the tokenizer and the KenLM model. Raises ConfigError when one cannot be read."""
     if config.tokenizer is not None:
         if models.is_missing_folder(config.tokenizer):
             raise ConfigError(

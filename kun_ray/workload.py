@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,10 @@ TOKENS_PER_CHAR = 0.65
 """Of Chinese text in Yi's vocabulary, about; used only without a tokenizer."""
 PAIRS, INSTRUCTION_TOKENS, ANSWER_TOKENS = 10_000, 60.0, 350.0
 """Seed pairs and their mean lengths where there are none to count: about Kun's number, and lengths that we assume."""
+TEMPLATE_TOKENS = 20.0
+"""Of the chat template around a sample: assumed."""
+MEASURED_PAIRS = 10_000
+"""Most pairs that are read for their mean lengths."""
 
 
 @dataclasses.dataclass
@@ -61,36 +67,66 @@ class Work:
     tokens: float
     instruction: float = INSTRUCTION_TOKENS
     answer: float = ANSWER_TOKENS
-    pairs: int = PAIRS
+    longest: float = 0.0
+    """Tokens of the longest document, as far as it is known."""
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
 def count_input(source: str, options: Options) -> Work:
-    """Documents of a finished prepare stage."""
+    """Documents of a finished prepare stage; their mean length is 0 where their tokens were not counted."""
     try:
         table = store.require_complete(source).dataset().to_table(columns=["status", "tokens"])
     except KunError as error:
         raise ConfigError(f"{error}; or give num_documents= and tokens_per_document=") from None
     ok = table.filter(pc.equal(table["status"], OK))
-    mean = pc.mean(ok["tokens"]).as_py() or 0.0
-    return Work(options.num_documents or float(ok.num_rows), options.tokens_per_document or mean)
+    mean, longest = pc.mean(ok["tokens"]).as_py() or 0.0, pc.max(ok["tokens"]).as_py() or 0.0
+    documents = options.num_documents or float(ok.num_rows)
+    return Work(documents, options.tokens_per_document or mean, longest=longest)
 
 
-def count_seeds(work: Work, stages: list[tuple[str, Any]]) -> None:
-    """Mean lengths of instructions and answers, from the seed pairs that the first training stage learns from."""
+def measure_pairs(work: Work, stages: list[tuple[str, Any]]) -> None:
+    """Mean lengths of instructions and answers, from the first data of a training stage that is there."""
     trainings = [stage for _, stage in stages if isinstance(stage, TrainConfig)]
-    places = [entry.path for stage in trainings for entry in stage.data if store.Folder(entry.path).exists()]
-    if not places:
+    places = [entry.path for stage in trainings for entry in stage.data if _is_there(entry.path)]
+    found = list(itertools.islice(data.pairs(places[0]), MEASURED_PAIRS)) if places else []
+    if not found:
         work.notes.append(
-            f"assumed: {PAIRS:,} pairs of {INSTRUCTION_TOKENS:.0f} + {ANSWER_TOKENS:.0f} tokens, as no seed pairs are there"
+            f"assumed: {INSTRUCTION_TOKENS:.0f} + {ANSWER_TOKENS:.0f} tokens of a pair, as there are none to measure"
         )
         return
-    found = list(itertools.islice(data.pairs(places[0]), 100_000))
     count = _counter(trainings[0])
     asked, said = count([q for q, _ in found]), count([a for _, a in found])
-    work.pairs = max(1, len(found))
-    work.instruction, work.answer = sum(asked) / work.pairs, sum(said) / work.pairs
-    work.notes.append(f"{places[0]}: {len(found):,} pairs of {work.instruction:.0f} + {work.answer:.0f} tokens")
+    work.instruction, work.answer = sum(asked) / len(found), sum(said) / len(found)
+    first = "" if len(found) < MEASURED_PAIRS else "the first "
+    work.notes.append(f"{places[0]}: {first}{len(found):,} pairs of {work.instruction:.0f} + {work.answer:.0f} tokens")
+
+
+def count_training(
+    config: TrainConfig, work: Work, good_share: float, exports: Mapping[str, float]
+) -> tuple[float, float]:
+    """(samples, tokens) that one training stage sees in an epoch: those of each entry of its data times its weight.
+
+    Args:
+        exports: folders of exports that the same run makes, and the most rows that each takes.
+    """
+    samples = tokens = 0.0
+    for entry in config.data:
+        rows = pairs = float(min(PAIRS, entry.max_samples or PAIRS))
+        if _is_there(entry.path):
+            rows, pairs = data.count(entry)
+        elif entry.path in exports:  # the rows that scoring accepts
+            rows = pairs = min(work.documents * good_share, exports[entry.path], entry.max_samples or math.inf)
+        elif (note := f"assumed: {PAIRS:,} pairs in {entry.path}, which is not there") not in work.notes:
+            work.notes.append(note)
+        samples += entry.weight * rows
+        tokens += entry.weight * (pairs * (work.instruction + work.answer) + rows * TEMPLATE_TOKENS)
+    return samples, tokens
+
+
+def _is_there(path: str) -> bool:
+    """Whether it is a file, or an export's folder that is more than begun."""
+    folder = store.Folder(path)
+    return data.is_export(folder) or bool(folder.filesystem.get_file_info(folder.path).is_file)
 
 
 def _counter(training: TrainConfig) -> Any:
@@ -105,7 +141,8 @@ def traffic(pool: PoolConfig, config: GenerateConfig, work: Work, good_share: fl
     """Mean tokens that one row asks of a pool. Of a prompt, what stands before the row's own text is cached."""
     lengths = {"text": work.tokens, "instruction": work.instruction, "title": 10.0}
     replies = {"label": work.instruction, "score": 1.0, "polish": work.answer, "perplexity": 0.0}
-    prefill = output = longest = 0.0
+    texts = lengths | {"text": max(work.tokens, work.longest)}
+    prefill = output = context = longest = 0.0
     for name in pool.steps:
         share = good_share if name == "polish" else 1.0
         chosen: Any = getattr(config.steps, name)
@@ -122,5 +159,10 @@ def traffic(pool: PoolConfig, config: GenerateConfig, work: Work, good_share: fl
             fixed = len(prompt.user.partition("}")[2]) * TOKENS_PER_CHAR + 8
         own = fixed + sum(lengths.get(field, 0.0) for field in fields)
         prefill, output = prefill + share * own, output + share * replies.get(name, 1.0)
-        longest = max(longest, own + replies.get(name, 1.0) / 2 + (len(prompt.user) * TOKENS_PER_CHAR if prompt else 0))
-    return Traffic(prefill, output, longest)
+        shared = len(prompt.user) * TOKENS_PER_CHAR if prompt else 0
+        reply = replies.get(name, 1.0)
+        context = max(context, own + reply / 2 + shared)
+        decodes = name in ("label", "polish") or getattr(chosen, "mode", None) == "generate"
+        most = chosen.sampling.max_tokens if decodes else reply
+        longest = max(longest, fixed + sum(texts.get(field, 0.0) for field in fields) + shared + most)
+    return Traffic(prefill, output, context, longest)

@@ -173,6 +173,18 @@ def pairs(path: str) -> Iterator[tuple[str, str]]:
         yield from found[1] if found is not None else ()
 
 
+def count(entry: DataConfig) -> tuple[int, int]:
+    """(samples, pairs of user and assistant in them) of an entry, as training takes them: what cannot be read, or what
+    max_samples cuts off, is left out; too long ones are not, for nothing is tokenised."""
+    samples = num_pairs = 0
+    for _, record in _records(entry):
+        found = _conversation(record) if isinstance(record, dict) else None
+        if found is not None:
+            samples += 1
+            num_pairs += 1 if entry.task == "label" else len(found[1])
+    return samples, num_pairs
+
+
 def _sample(entry: DataConfig, record: dict[str, Any], chats: Chats) -> Any:
     """(ids, said) of one record, or the reason why it cannot be used."""
     found = conversation(record)

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from example_config import GENERATE, REPO, write
 
-from kun_ray.config import load, to_dict
+from kun_ray.config import _known_keys, _without_dashes, load, to_dict
 from kun_ray.export import ExportConfig
 from kun_ray.generate import GenerateConfig
+from kun_ray.plan import GeneratePlan
 
 INTERRUPT = "signal.signal(signal.SIGINT, signal.default_int_handler); os.kill(os.getpid(), signal.SIGINT)"
 """Ctrl-C, also where the tests run in the background of a shell, which lets its children ignore it."""
@@ -67,6 +68,21 @@ def test_job_exit_status(main: str, argv: list[str], status: int, said: str, tmp
 def test_settings_may_be_written_with_dashes(argv: list[str], tmp_path: Path) -> None:
     done = job(tmp_path, "print('main ran', config.name)", *argv)
     assert done.stdout.splitlines()[-1] == "main ran me/x=1", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arg", "found"),
+    [
+        ("--price-per-gpu-hour=my-2", ["price_per_gpu_hour=my-2"]),
+        ("--ray.log-every-s=2", ["ray.log_every_s=2"]),
+        ("--pools.my-pool.replicas=2", ["pools.my-pool.replicas=2"]),  # a name of the user's
+        ("ray.log-every-s=2", ["ray.log-every-s=2"]),
+    ],
+)
+def test_dashes_in_an_option_stand_for_underscores(arg: str, found: list[str]) -> None:
+    known = list(_known_keys(GeneratePlan))
+    assert _without_dashes([arg], known) == found
+    assert _without_dashes(arg.split("=") if arg.startswith("--") else [arg], known) == found
 
 
 def test_job_keeps_the_traceback_of_a_bug(tmp_path: Path) -> None:

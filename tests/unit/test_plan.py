@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,14 @@ from kun_ray.capacity import CARDS, Traffic, capacity, smallest_change
 from kun_ray.config import ConfigError, load, top_level_keys
 from kun_ray.cost import cost_of, cost_of_files
 from kun_ray.demo.layout import clean_texts
-from kun_ray.plan import GeneratePlan, PipelinePlan, PreparePlan, TrainPlan, plan, schema_of
+from kun_ray.estimate import sample_corpora
+from kun_ray.plan import GeneratePlan, PipelinePlan, PreparePlan, TrainPlan, plan, schema_of, sizes_at
 from kun_ray.pool import PoolConfig
+from kun_ray.prepare import ONE_CORE
+from kun_ray.progress import duration
 from kun_ray.schema import DOCUMENT, doc_id, to_table
 from kun_ray.train.config import LoraConfig
+from kun_ray.workload import Work, traffic
 
 REPO = Path(__file__).parents[2]
 YI = str(REPO / "conf/shapes/yi-34b.json")
@@ -121,27 +126,15 @@ def test_documents_are_counted_in_a_sample(tmp_path: Path, model_folder: Any, ca
 
 
 def test_a_finished_run_corrects_the_speed(tmp_path: Path, model_folder: Any, capsys: Any) -> None:
-    source = store.open_stage(str(tmp_path / "prepare"), {}, {})
-    rows = [
-        {"doc_id": doc_id("s", "f", n, ""), "source": "s", "text": "好", "meta": "{}", "tokens": 40, "status": "ok"}
-        for n in range(50)
-    ]
-    pq.write_table(to_table(rows, DOCUMENT), source.child("part-0.parquet"))
-    source.finish({"rows": 50})
-    argv = [str(REPO / "conf/prompts.yaml"), f"input={source.uri}", f"output={tmp_path}/out", "pools.p.steps=[label]"]
+    source = prepared(tmp_path, 50, 40)
+    argv = [str(REPO / "conf/prompts.yaml"), f"input={source}", f"output={tmp_path}/out", "pools.p.steps=[label]"]
     argv += [f"pools.p.model={model_folder()}", "pools.p.accelerator=cpu"]
     (before,) = plan(load(GeneratePlan, argv))
-    done = store.open_stage(
-        str(tmp_path / "done"),
-        {},
-        {"pools": {"p": {"model": model_folder(), "steps": ["label"], "accelerator": "cpu"}}},
-    )
-    pq.write_table(to_table(rows, DOCUMENT), done.child("part-0.parquet"))
     counters = {"answered": 50, "prompt_tokens": 5000, "cached_tokens": 1000, "output_tokens": 1000}
     seconds = []
     for busy in (1000.0, 2000.0):
-        done.finish({"elapsed_s": 3000.0, "pools": {"p": {**counters, "busy_s": busy}}})
-        seconds.append(plan(load(GeneratePlan, [*argv, f"measured=['{done.uri}']"]))[0].seconds)
+        done = measured_by(tmp_path, f"done-{busy}", model_folder(), {**counters, "busy_s": busy})
+        seconds.append(plan(load(GeneratePlan, [*argv, f"measured=['{done}']"]))[0].seconds)
     assert "speeds corrected by 1 measured runs" in capsys.readouterr().out
     assert seconds[1] == pytest.approx(2 * seconds[0]) and seconds[0] != pytest.approx(before.seconds)
 
@@ -166,3 +159,263 @@ def test_the_kind_of_configuration_is_found_by_its_keys() -> None:
                 GeneratePlan, [str(REPO / "conf/label.yaml"), "input=/nowhere", "output=x", f"pools.label.model={REPO}"]
             )
         )
+
+
+def corpus(folder: Path, name: str, texts: list[str], ascii_only: bool = False) -> str:
+    """A jsonl file as the entry of `corpora` that names it."""
+    lines = "".join(json.dumps({"text": text}, ensure_ascii=ascii_only) + "\n" for text in texts)
+    (folder / f"{name}.jsonl").write_text(lines)
+    return f"{{name: {name}, format: jsonl, paths: [{folder}/{name}.jsonl]}}"
+
+
+def sampled(folder: Path, *corpora: str, **options: Any) -> tuple[Any, Any]:
+    config = load(PreparePlan, [f"corpora=[{','.join(corpora)}]", f"output={folder}/out"])
+    return sample_corpora(config, dataclasses.replace(config, **options))
+
+
+def test_each_corpus_is_scaled_by_itself(tmp_path: Path) -> None:
+    text = clean_texts()[0][:90]
+    short = corpus(tmp_path, "short", [f"{n}{text}" for n in range(24_000)])
+    long = corpus(tmp_path, "long", [f"{n}{text}" * 40 for n in range(600)])
+    total, work = sampled(tmp_path, short, long)
+    assert total.records == pytest.approx(24_600, rel=0.02)
+    assert "(short 24," in work.notes[0] and "long 600)" in work.notes[0]
+    alone = [sampled(tmp_path, one)[0].records for one in (short, long)]
+    assert total.records == pytest.approx(sum(alone), rel=0.02)
+
+
+def test_a_corpus_of_few_files_is_sampled_beside_one_of_many(tmp_path: Path) -> None:
+    text = clean_texts()[0]
+    many = [corpus(tmp_path, f"many-{n:02}", [f"{n}{text}"] * 50) for n in range(40)]
+    (tmp_path / "folder").mkdir()
+    for entry in many:
+        name = entry.split(",")[0].removeprefix("{name: ")
+        (tmp_path / f"{name}.jsonl").rename(tmp_path / "folder" / f"{name}.jsonl")
+    few = corpus(tmp_path, "few", [f"{n}{text}" for n in range(7)])
+    total, work = sampled(tmp_path, f"{{name: many, format: jsonl, paths: [{tmp_path}/folder]}}", few)
+    assert "many 2,000, few 7)" in work.notes[0] and total.records == pytest.approx(2007)
+
+
+def test_escaped_and_failed_records_do_not_mislead(tmp_path: Path) -> None:
+    text = clean_texts()[0]
+    escaped = corpus(tmp_path, "escaped", [f"{n}{text}" for n in range(6000)], ascii_only=True)
+    total, _ = sampled(tmp_path, escaped, sample_records=300)
+    assert total.records == pytest.approx(6000, rel=0.02)
+    (tmp_path / "broken.jsonl").write_text('{"other": "no text in it"}\n' * 6000)
+    broken = f"{{name: broken, format: jsonl, paths: [{tmp_path}/broken.jsonl]}}"
+    total, work = sampled(tmp_path, broken, sample_records=300)
+    assert total.records == pytest.approx(6000, rel=0.02) and work.documents == 0
+
+
+def test_the_first_sample_takes_no_longer_than_the_second(tmp_path: Path, model_folder: Any) -> None:
+    argv = [f"corpora=[{corpus(tmp_path, 's', clean_texts() * 20)}]", f"output={tmp_path}/out"]
+    config = load(PreparePlan, [*argv, f"tokenizer={model_folder('fresh')}", "sample_records=100"])
+    before = {name: os.environ.get(name) for name in ONE_CORE}
+    first, second = (sample_corpora(config, config)[0].core_seconds for _ in range(2))
+    assert first < 2.5 * second  # with the tokenizer's loading in it, it was five times as long
+    assert {name: os.environ.get(name) for name in ONE_CORE} == before
+
+
+def part(stage: store.Folder, num_rows: int, tokens: int | None) -> None:
+    """Gives a stage folder rows."""
+    rows = [
+        {"doc_id": doc_id("s", "f", n, ""), "source": "s", "text": "好", "meta": "{}", "tokens": tokens, "status": "ok"}
+        for n in range(num_rows)
+    ]
+    pq.write_table(to_table(rows, DOCUMENT), stage.child("part-0.parquet"))
+
+
+def prepared(folder: Path, num_rows: int, tokens: int | None) -> str:
+    stage = store.open_stage(str(folder / "prepare"), {}, {})
+    part(stage, num_rows, tokens)
+    stage.finish({"rows": num_rows})
+    return stage.uri
+
+
+def measured_by(folder: Path, name: str, model: str, counters: dict[str, float]) -> str:
+    """A finished generate stage of one pool on CPUs, with these counters in its summary."""
+    pools = {"p": {"model": model, "steps": ["label"], "accelerator": "cpu"}}
+    stage = store.open_stage(str(folder / name), {}, {"pools": pools})
+    part(stage, 50, 40)
+    stage.finish({"elapsed_s": 3000.0, "pools": {"p": counters}})
+    return stage.uri
+
+
+def test_uncounted_tokens_are_asked_for(tmp_path: Path, model_folder: Any) -> None:
+    argv = [str(REPO / "conf/label.yaml"), f"input={prepared(tmp_path, 5, None)}", f"output={tmp_path}/out"]
+    argv += [f"pools.label.model={model_folder()}"]
+    with pytest.raises(ConfigError, match="without a tokenizer: give tokens_per_document="):
+        plan(load(GeneratePlan, argv))
+    (line,) = plan(load(GeneratePlan, [*argv, "tokens_per_document=40"]))
+    assert line.seconds > 0
+
+
+GENERATE = [str(REPO / "conf/generate.yaml"), "input=/nowhere", "output=/nowhere/out", f"model_config={YI}"]
+GENERATE += ["pools.label.model=org/label", "pools.chat.model=org/chat", "num_documents=1e6", "tokens_per_document=300"]
+GENERATE += ["pools.label.tensor_parallel_size=2", "pools.chat.tensor_parallel_size=2", "pools.chat.replicas=3"]
+
+
+def test_pools_hold_their_gpus_until_the_slowest_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    label, chat = plan(load(GeneratePlan, [*GENERATE, "price_per_gpu_hour=2"]))
+    assert (label.gpus, chat.gpus) == (2, 6) and label.seconds != chat.seconds
+    longest = max(label.seconds, chat.seconds)
+    held = 8 * longest / 3600
+    out = capsys.readouterr().out
+    assert label.gpu_hours + chat.gpu_hours == pytest.approx(held)
+    assert (
+        f"total: {duration(longest)} if" in out and f"{held:,.1f} GPU-hours" in out and f"{2 * held:,.0f} at 2" in out
+    )
+    slow, fast, name = (label, chat, "label") if label.seconds > chat.seconds else (chat, label, "chat")
+    assert f"its slowest pool is {name}" in out and f"{duration(fast.seconds)} of {duration(longest)}" in out
+    wanted = int(re.findall(r"with (\d+) replicas it would keep up", out)[0])
+    more = {line.pool: line for line in plan(load(GeneratePlan, [*GENERATE, f"pools.{name}.replicas={wanted}"]))}
+    assert more[slow.pool].seconds <= fast.seconds
+    less = {line.pool: line for line in plan(load(GeneratePlan, [*GENERATE, f"pools.{name}.replicas={wanted - 1}"]))}
+    assert less[slow.pool].seconds > fast.seconds
+
+
+def test_what_is_left_out_of_the_total_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan(load(GeneratePlan, [*GENERATE, "pools.label.tensor_parallel_size=1"]))
+    out = capsys.readouterr().out
+    assert "0.0 GPU-hours" in out and "without: generate (label does not fit)" in out
+    seeds = tmp_path / "seeds.jsonl"
+    seeds.write_text('{"instruction": "问", "output": "答"}\n')
+    argv = [
+        f"data=[{{path: {seeds}}}]",
+        "model=org/base",
+        "output=/nowhere/out",
+        f"model_config={YI}",
+        "accelerator=gpu",
+    ]
+    plan(load(TrainPlan, argv))
+    assert "without: train (does not fit)" in capsys.readouterr().out
+    argv = [f"corpora=[{corpus(tmp_path, 's', ['好'])}]", f"output={tmp_path}/out"]
+    assert plan(load(PreparePlan, [*argv, "num_documents=10", "tokens_per_document=10"])) == []
+    said = "without: prepare (num_documents and tokens_per_document are given)"
+    assert said in capsys.readouterr().out
+
+
+def test_disk_holds_what_is_written(tmp_path: Path) -> None:
+    text = clean_texts()[0]
+    documents = corpus(tmp_path, "s", [f"{n}{text}" for n in range(500)])
+    argv = [f"corpora=[{documents}]", f"output={tmp_path}/out"]
+    both = [plan(load(PreparePlan, [*argv, f"dedup.near={near}"]))[0].disk_gb for near in ("false", "true")]
+    num_bytes = 500 * len(text.encode())
+    assert both[0] * 1e9 == pytest.approx(num_bytes, rel=0.1), "compressed twofold, and there twice until prepare ends"
+    assert (both[1] - both[0]) * 1e9 > 500 * 100 * 4, "the copy has signatures"
+    label, chat = plan(load(GeneratePlan, GENERATE))
+    # text of accepted rows, all instructions, accepted answers; once for the stage
+    assert label.disk_gb == 0 and chat.disk_gb == pytest.approx(1e6 * (150 + 60 + 175) * 4.5 / 2 / 1e9)
+    one = [*GENERATE[1:5], "num_documents=1e6", "tokens_per_document=300", "pools.label.tensor_parallel_size=2"]
+    (only,) = plan(load(GeneratePlan, [str(REPO / "conf/label.yaml"), *(a for a in one if "chat" not in a)]))
+    assert only.disk_gb == pytest.approx(1e6 * (300 + 60) * 4.5 / 2 / 1e9), "label writes no answers"
+
+
+def test_only_a_model_that_this_run_trains_has_the_sizes_of_its_base(
+    tmp_path: Path, model_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, other = model_folder("base"), model_folder("other")
+    trained = str(tmp_path / "run/train_label/model")
+    assert sizes_at(trained, None, base) == base
+    assert sizes_at(other, None, base) == other, "a model that is there has its own sizes"
+    assert sizes_at(other, YI) == YI
+    with pytest.raises(ConfigError, match="there is no folder"):
+        sizes_at(trained, None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    argv = [
+        str(REPO / "conf/pipeline/yi-34b.yaml"),
+        f"output={tmp_path}/kun",
+        "seeds=/nowhere/s.jsonl",
+        "held_out=/nowhere/h",
+    ]
+    argv += [f"models.base={base}", "num_documents=10", "tokens_per_document=30", "card=A100-80"]
+    assert all(line.runs for line in plan(load(PipelinePlan, argv)))
+    with pytest.raises(ConfigError, match="there is no folder org/label-6b here"):
+        plan(load(PipelinePlan, [*argv, "models.label=org/label-6b"]))
+
+
+def training(model: str, *entries: str, **options: Any) -> Any:
+    argv = [f"data=[{','.join(entries)}]", f"model={model}", "output=/nowhere/out", "epochs=2"]
+    (line,) = plan(load(TrainPlan, [*argv, *(f"{key}={value}" for key, value in options.items())]))
+    return line
+
+
+def test_samples_of_a_training_are_those_of_all_its_data(tmp_path: Path, model_folder: Any, capsys: Any) -> None:
+    model = model_folder()
+    for name, count in (("a", 30), ("b", 70)):
+        (tmp_path / f"{name}.jsonl").write_text('{"instruction": "如何学习？", "output": "多读书。"}\n' * count)
+    a, b = f"path: {tmp_path}/a.jsonl", f"path: {tmp_path}/b.jsonl"
+    both = training(model, f"{{{a}}}", f"{{{b}}}")
+    assert both.what.startswith("100 samples × 2 epochs")
+    assert training(model, f"{{{a}, weight: 2}}", f"{{{b}, max_samples: 10}}").what.startswith("70 samples")
+    assert training(model, f"{{{a}}}", f"{{{b}}}", batch_size=10, max_steps=10).seconds == pytest.approx(
+        both.seconds / 2
+    )
+    capsys.readouterr()
+    assert training(model, f"{{{a}}}", "{path: /nowhere/c.jsonl, weight: 2}").what.startswith("20,030 samples")
+    assert "assumed: 10,000 pairs in /nowhere/c.jsonl, which is not there" in capsys.readouterr().out
+
+
+def test_an_export_that_is_there_counts_once(tmp_path: Path, model_folder: Any) -> None:
+    (tmp_path / "seeds.jsonl").write_text('{"instruction": "问", "output": "答"}\n' * 30)
+    model, run = model_folder(), tmp_path / "kun"
+    argv = [
+        str(REPO / "conf/pipeline/yi-34b.yaml"),
+        f"output={run}",
+        f"seeds={tmp_path}/seeds.jsonl",
+        "held_out=/nowhere/h",
+    ]
+    argv += [
+        "num_documents=1000",
+        "tokens_per_document=30",
+        f"models={{base: {model}, label: {model}, score: {model}, polish: {model}}}",
+    ]
+    for expected in ("530 samples", "50 samples"):  # half of the documents are accepted; the export holds 20
+        final = {line.stage: line for line in plan(load(PipelinePlan, argv))}["train_final"]
+        assert final.what.startswith(expected)
+        (run / "export/sharegpt").mkdir(parents=True, exist_ok=True)
+        turns = [{"from": "human", "value": "问"}, {"from": "gpt", "value": "答"}]
+        (run / "export/sharegpt/train.jsonl").write_text((json.dumps({"conversations": turns}) + "\n") * 20)
+        (run / "export/dataset_info.json").write_text("{}")
+
+
+def test_a_measured_run_is_compared_with_its_own_model(tmp_path: Path, model_folder: Any) -> None:
+    counters = {"answered": 50, "prompt_tokens": 5000, "cached_tokens": 0, "output_tokens": 1000, "busy_s": 100.0}
+    done = measured_by(tmp_path, "done", model_folder(), counters)
+    argv = [
+        str(REPO / "conf/label.yaml"),
+        "input=/nowhere",
+        "output=/nowhere/out",
+        f"pools.label.model={model_folder()}",
+    ]
+    argv += ["num_documents=100", "tokens_per_document=30", f"measured=['{done}']"]
+    own, other = (plan(load(GeneratePlan, [*argv, *more]))[0] for more in ([], [f"model_config={YI}"]))
+    plain = [plan(load(GeneratePlan, [*argv[:-1], *more]))[0].seconds for more in ([], [f"model_config={YI}"])]
+    assert own.seconds / plain[0] == pytest.approx(other.seconds / plain[1])
+    lost = measured_by(tmp_path, "lost", "/nowhere/model", counters)
+    with pytest.raises(
+        ConfigError, match="lost ran /nowhere/model, and must be compared with its sizes: there is no fol"
+    ):
+        plan(load(GeneratePlan, [*argv[:-1], f"measured=['{lost}']", f"model_config={YI}"]))
+
+
+def test_float32_keeps_float32_keys() -> None:
+    cost = cost_of(YI)
+    tokens = {
+        dtype: capacity(pool(engine=engine), cost, CARDS["H200"], ROW)
+        for dtype, engine in (("half", {"dtype": "half"}), ("float32", {"dtype": "float32"}), ("fp8", {"dtype": "float32", "kv_cache_dtype": "fp8"}))
+    }  # fmt: skip
+    of_one = {dtype: found.kv_gb / found.kv_tokens for dtype, found in tokens.items()}
+    assert of_one["float32"] == pytest.approx(2 * of_one["half"], rel=0.01)
+    assert of_one["fp8"] == pytest.approx(of_one["half"] / 2, rel=0.01)
+
+
+def test_no_context_is_advised_that_the_prompts_do_not_fit() -> None:
+    cost, asked = dataclasses.replace(cost_of(YI), context=200_000), pool(max_model_len=65536)
+    short, long = (dataclasses.replace(ROW, longest=longest) for longest in (32_000, 40_000))
+    assert smallest_change(asked, cost, CARDS["L40S"], short) == "max_model_len=32768"
+    assert not smallest_change(asked, cost, CARDS["L40S"], long).startswith("max_model_len")
+    config = load(GeneratePlan, GENERATE)
+    found = traffic(config.pools["label"], config, Work(10, 300, longest=500), 0.5)
+    assert config.steps.label is not None
+    assert 500 + config.steps.label.sampling.max_tokens < found.longest < 700 + config.steps.label.sampling.max_tokens
