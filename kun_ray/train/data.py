@@ -178,7 +178,7 @@ def count(entry: DataConfig) -> tuple[int, int]:
     max_samples cuts off, is left out; too long ones are not, for nothing is tokenised."""
     samples = num_pairs = 0
     for _, record in _records(entry):
-        found = _conversation(record) if isinstance(record, dict) else None
+        found = conversation(record) if isinstance(record, dict) else None
         if found is not None:
             samples += 1
             num_pairs += 1 if entry.task == "label" else len(found[1])
