@@ -5,8 +5,9 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready-cpu
 VENV_GPU := .venv-gpu
 READY_GPU := $(VENV_GPU)/.ready
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
-.PHONY: help venv gpu doctor demo smoke-gpu corpora test soak bench bench-gpu lint clean
+.PHONY: help venv gpu doctor demo picture smoke-gpu corpora test soak bench bench-gpu lint clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -27,6 +28,12 @@ $(READY_GPU): requirements/gpu.txt setup.cfg
 
 demo: $(READY)   ## the whole chain on embedded data: results in runs/demo
 	$(PY) -m kun_ray.demo
+
+picture: $(READY)  ## the README's picture of the demo's end: docs/demo.png; takes Chromium and the font Noto Sans Mono CJK
+	@test -n "$(CHROMIUM)" || { echo "picture: there is no Chromium here: apt-get install chromium fonts-noto-cjk" >&2; exit 1; }
+	mkdir -p build
+	$(PY) -m kun_ray.demo --picture build/demo.html
+	$(CHROMIUM) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=880,1420 --screenshot=$(CURDIR)/docs/demo.png file://$(CURDIR)/build/demo.html
 
 smoke-gpu:       ## the demo on one GPU; MODEL=<folder or hub id> takes another model
 	@command -v nvidia-smi >/dev/null && nvidia-smi -L | grep -q GPU || { echo "smoke-gpu: this machine shows no NVIDIA GPU (nvidia-smi -L)" >&2; exit 1; }

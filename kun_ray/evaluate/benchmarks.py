@@ -41,13 +41,13 @@ class BenchmarkConfig:
     format: str = "cmmlu"
     """`ceval` or `cmmlu`: file names and columns, subjects and categories."""
     split: str = "test"
-    """Which questions. C-Eval publishes no answers for `test`: take `val`, or hand in the submission file that is written."""
+    """Which questions: `val` or `test`; those of `dev` are the worked examples, with their answers. C-Eval publishes no answers for `test`: take `val`, or hand in the submission file that is written."""
     subjects: list[str] = dataclasses.field(default_factory=list)
     """File names of the subjects to ask; empty asks all that the folder has."""
 
     def __post_init__(self) -> None:
         one_of("format", self.format, tuple(SUBJECTS))
-        one_of("split", self.split, ("dev", "val", "test"))
+        one_of("split", self.split, ("val", "test"))
 
 
 @dataclasses.dataclass(frozen=True)

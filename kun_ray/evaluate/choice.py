@@ -113,8 +113,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             generate.generate(run)
         answers = {name: store.Folder(run.output) for name, run in runs.items()}
         folder = store.Folder(config.output)
-        dirty = contamination.dirty_questions(folder)
+        checked, dirty = contamination.dirty_questions(folder, suites)
         found |= results.summarise(answers, {suite.name: suite.format for suite in suites}, dirty)
+        if checked:
+            found["contamination"] = checked
+            print(f"not found in data: by the check of {checked['data']}, {checked['ngram']} units in a row")
         results.write(folder, found)
         results.show(found, config.show_subjects)
         print(f"written to {config.output}: results.json and what it names")

@@ -148,6 +148,7 @@ def check(config: ContaminationConfig, suites: list[Benchmark], output: store.Fo
             questions=1, unusable=index.sizes[number] == 0, found=share > 0, nearly_whole=share >= 0.8
         )
     summary = {
+        "digests": {suite.name: suite.digest() for suite in suites},
         "data": without_credentials(config.data),
         "ngram": config.ngram,
         "rows": num_rows,
@@ -173,14 +174,27 @@ def show(summary: dict[str, Any], rows: str) -> None:
         print(f"  every such row, with the question and the shared words: {rows}")
 
 
-def dirty_questions(output: store.Folder) -> set[tuple[str, str, str]]:
-    """(suite, subject, question id) of every question that an earlier check below `output` has found in data."""
+def dirty_questions(
+    output: store.Folder, suites: list[Benchmark]
+) -> tuple[dict[str, Any] | None, set[tuple[str, str, str]]]:
+    """What the last check below `output` has found of these questions; it may be one of another run, on other data.
+
+    Returns:
+        Its summary, and (suite, subject, question id) of each question found; None where there was no check of these suites.
+    """
     folder = output.below(FOLDER)
-    if not folder.exists(ROWS):
-        return set()
+    if not (folder.exists(ROWS) and folder.exists(store.SUMMARY)):
+        return None, set()
+    summary = folder.read_json(store.SUMMARY)
+    checked = summary.get("digests", {})
+    same = {suite.name for suite in suites if checked.get(suite.name) == suite.digest()}
+    if others := sorted({suite.name for suite in suites} & set(summary["suites"]) - same):
+        print(f"{folder.uri}: its check was of other questions of {', '.join(others)}, and does not count for them")
+    if not same:
+        return None, set()
     with folder.filesystem.open_input_stream(folder.child(ROWS)) as stream:
         lines = [orjson.loads(line) for line in stream.read().splitlines()]
-    return {(line["suite"], line["subject"], line["question"]) for line in lines}
+    return summary, {(line["suite"], line["subject"], line["question"]) for line in lines if line["suite"] in same}
 
 
 def _readable(gram: str) -> str:

@@ -75,7 +75,7 @@ def write(folder: store.Folder, found: dict[str, Any]) -> None:
     folder.write_json(RESULTS, found)
     picture = plot(found)
     if picture is None:
-        print("no plot: matplotlib is not installed here")
+        print("no plot: matplotlib is not installed here, or no question has a published answer")
         return
     with folder.filesystem.open_output_stream(folder.child(PLOT)) as stream:
         stream.write(picture)
@@ -86,6 +86,11 @@ def show(found: dict[str, Any], subjects: bool, console: Console | None = None) 
     console = console or Console()
     for name, suite in found["suites"].items():
         models = list(suite["models"].values())
+        if not models[0]["num"]:
+            console.print(
+                f"{name}: answers not published; submission-{name}-….json holds the models' own\n", markup=False
+            )
+            continue
         table = Table(title=f"{name}: accuracy in % [95 % interval]", title_justify="left", box=None, padding=(0, 2))
         for column in ("", "questions", *suite["models"]):
             table.add_column(Text(column), justify="right" if column else "left")
@@ -120,12 +125,14 @@ def show(found: dict[str, Any], subjects: bool, console: Console | None = None) 
 
 
 def plot(found: dict[str, Any]) -> bytes | None:
-    """Accuracies with intervals per group as a PNG, or None without matplotlib."""
+    """Accuracies with intervals per group as a PNG, or None without matplotlib or published answers."""
     try:
         from matplotlib.figure import Figure  # seconds to import, and no other part of the package needs it
     except ImportError:
         return None
-    suites = found["suites"]
+    suites = {name: suite for name, suite in found["suites"].items() if any(m["num"] for m in suite["models"].values())}
+    if not suites:
+        return None
     heights = [len(next(iter(suite["models"].values()))["groups"]) for suite in suites.values()]
     figure = Figure(figsize=(8, 1.2 + 0.5 * sum(heights)), layout="constrained")
     axes = figure.subplots(len(suites), squeeze=False, sharex=True, height_ratios=heights)[:, 0]
@@ -202,18 +209,17 @@ def _groups(format: str, ids: dict[str, Any]) -> dict[str, list[str]]:
 
 def _group(subjects: list[list[bool]]) -> dict[str, Any]:
     right, num = [sum(one) for one in subjects], [len(one) for one in subjects]
-    macro = {"accuracy": sum(r / n for r, n in zip(right, num, strict=True)) / max(1, len(num)), "interval": (0.0, 1.0)}
+    macro: dict[str, Any] = {"accuracy": None, "interval": None}
     if num:
-        macro["interval"] = macro_interval(right, num)
+        accuracy = sum(r / n for r, n in zip(right, num, strict=True)) / len(num)
+        macro = {"accuracy": accuracy, "interval": macro_interval(right, num)}
     return {"num": sum(num), "micro": _micro([answer for one in subjects for answer in one]), "macro": macro}
 
 
 def _micro(right: list[bool]) -> dict[str, Any]:
-    return {
-        "right": sum(right),
-        "accuracy": sum(right) / max(1, len(right)),
-        "interval": wilson(sum(right), len(right)),
-    }
+    if not right:
+        return {"right": 0, "accuracy": None, "interval": None}
+    return {"right": sum(right), "accuracy": sum(right) / len(right), "interval": wilson(sum(right), len(right))}
 
 
 def _by_subject(rows: list[Answer]) -> dict[str, list[bool]]:
@@ -236,5 +242,7 @@ def _submission(rows: list[Answer]) -> dict[str, dict[str, str]]:
 
 
 def _cell(figure: dict[str, Any]) -> Text:
+    if figure["accuracy"] is None:
+        return Text("–")
     low, high = figure["interval"]
     return Text(f"{100 * figure['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]")

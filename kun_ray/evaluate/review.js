@@ -6,8 +6,9 @@ const pairs = data.mode === "pairs";
 const CHOICES = [["left", "左边更好"], ["both_good", "一样好"], ["both_bad", "一样差"], ["right", "右边更好"]];
 const LEVELS = [[1, "差"], [2, "一般"], [3, "好"]];
 const place = "kun_ray.review." + data.review;
+const others = new Map();  // name → state of who was here before, for a browser that saves nothing
 let state = { reviewer: "", votes: {}, at: 0 };
-let shown = performance.now(), criterion = 0, saved = true;
+let shown = performance.now(), criterion = 0, saved = true, moving;
 
 function element(name, text, attributes) {
   const made = document.createElement(name);
@@ -21,16 +22,22 @@ function notice(text) {
   $("notice").hidden = !text;
 }
 
-function load() {
+function read(key) {
   try {
-    const before = JSON.parse(localStorage.getItem(place));
-    if (before) state = before;
+    return JSON.parse(localStorage.getItem(key));
   } catch (error) { saved = false; }
+  return null;
+}
+
+function load() {
+  const last = read(place);
+  state = (last && read(`${place}.${last.reviewer}`)) || state;
 }
 
 function save() {
   try {
-    localStorage.setItem(place, JSON.stringify(state));
+    localStorage.setItem(`${place}.${state.reviewer}`, JSON.stringify(state));
+    localStorage.setItem(place, JSON.stringify({ reviewer: state.reviewer }));
     saved = true;
   } catch (error) { saved = false; }
   if (!saved) notice("浏览器不允许本页保存，关闭页面前请先导出。");
@@ -51,8 +58,27 @@ function change(values) {
   save();
 }
 
+// Each reviewer has votes of his own. What was said under no name belongs to the first name that is typed.
+function enter(name) {
+  const before = state;
+  if (name === before.reviewer) return;
+  const found = read(`${place}.${name}`) || others.get(name);
+  state = found || { reviewer: name, votes: {}, at: 0 };
+  others.set(before.reviewer, before);
+  if (before.reviewer) {
+    notice(`“${before.reviewer}”的评判另外保存着，填回这个姓名就能接着评。`);
+  } else if (Object.keys(before.votes).length) {
+    for (const [id, given] of Object.entries(before.votes)) state.votes[id] = { ...state.votes[id], ...given };
+    state.at = before.at;
+    others.delete("");
+  }
+  save();
+  if (saved && !before.reviewer) localStorage.removeItem(`${place}.`);
+  if (found || before.reviewer) go(state.at);  // else all looks as before, and a click that ended the typing meets its button
+}
+
 function rate(number) {
-  if (!state.reviewer.trim()) {
+  if (!state.reviewer) {
     notice("请先在左上角填写姓名或代号。");
     $("reviewer").focus();
     return;
@@ -66,7 +92,8 @@ function rate(number) {
     if (criterion < data.criteria.length - 1) { criterion += 1; return show(); }
   }
   show();
-  if (isDone(item())) setTimeout(() => (numDone() === data.items.length ? finish() : go(state.at + 1)), 150);
+  clearTimeout(moving);
+  if (isDone(item())) moving = setTimeout(() => (numDone() === data.items.length ? finish() : go(state.at + 1)), 150);
 }
 
 function finish() {
@@ -76,6 +103,7 @@ function finish() {
 
 function go(to) {
   if (to < 0 || to >= data.items.length) return;
+  clearTimeout(moving);  // who turns a page in the pause after a vote has moved on already
   state.at = to;
   criterion = 0;
   shown = performance.now();
@@ -140,14 +168,15 @@ function show() {
 }
 
 function result() {
-  return { kun_ray_review: 1, review: data.review, mode: data.mode, reviewer: state.reviewer.trim(), votes: state.votes };
+  return { kun_ray_review: 1, review: data.review, mode: data.mode, reviewer: state.reviewer, votes: state.votes };
 }
 
 function download() {
+  enter($("reviewer").value.trim());
   const text = JSON.stringify(result(), null, 1) + "\n";
   const link = element("a", undefined, {
     href: URL.createObjectURL(new Blob([text], { type: "application/json" })),
-    download: `review-${data.review.slice(0, 8)}-${state.reviewer.trim().replace(/[\\/:*?"<>|\s]+/g, "_") || "anonymous"}.json`,
+    download: `review-${data.review.slice(0, 8)}-${state.reviewer.replace(/[\\/:*?"<>|\s]+/g, "_") || "anonymous"}.json`,
   });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
@@ -159,8 +188,8 @@ async function take(file) {
   try {
     const found = JSON.parse(await file.text());
     if (found.review !== data.review) throw new Error("这个文件属于另一次评审。");
+    if (!state.reviewer) enter((found.reviewer || "").trim());
     state.votes = { ...found.votes, ...state.votes };
-    state.reviewer = state.reviewer || found.reviewer;
     $("reviewer").value = state.reviewer;
     save();
     notice("");
@@ -169,7 +198,7 @@ async function take(file) {
 }
 
 document.addEventListener("keydown", (event) => {
-  if ((event.ctrlKey || event.metaKey) && event.key === "s") { event.preventDefault(); return download(); }
+  if ((event.ctrlKey || event.metaKey) && event.key === "s") { event.preventDefault(); return event.repeat ? undefined : download(); }
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
   const typing = ["INPUT", "TEXTAREA"].includes(event.target.tagName);
   if (typing) { if (event.key === "Escape" || (event.key === "Enter" && event.target.tagName === "INPUT")) event.target.blur(); return; }
@@ -179,7 +208,8 @@ document.addEventListener("keydown", (event) => {
     ArrowDown: pairs ? null : () => { criterion = Math.min(data.criteria.length - 1, criterion + 1); show(); },
   };
   const action = /^[1-9]$/.test(event.key) ? () => rate(Number(event.key)) : actions[event.key.length === 1 ? event.key.toLowerCase() : event.key];
-  if (action) { event.preventDefault(); action(); }
+  if (action) event.preventDefault();
+  if (action && !event.repeat) action();  // a key that is held would go on to items that nobody has read
 });
 $("previous").addEventListener("click", () => go(state.at - 1));
 $("next").addEventListener("click", () => go(state.at + 1));
@@ -188,7 +218,8 @@ $("export").addEventListener("click", download);
 $("import").addEventListener("click", () => $("file").click());
 $("file").addEventListener("change", () => $("file").files.length && take($("file").files[0]));
 $("comment").addEventListener("input", () => change({ comment: $("comment").value }));
-$("reviewer").addEventListener("input", () => { state.reviewer = $("reviewer").value; notice(""); save(); });
+$("reviewer").addEventListener("input", () => notice(""));
+$("reviewer").addEventListener("change", () => enter($("reviewer").value.trim()));
 $("keys").textContent = (pairs ? "1–4 评判" : "1–3 评分，↑ ↓ 换一项") + " · ← → 翻页 · N 下一条未评 · C 备注 · E 导出 · Esc 离开输入框";
 load();
 $("reviewer").value = state.reviewer;

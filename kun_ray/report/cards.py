@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 from typing import Any, Final
 
 import rjieba
@@ -39,7 +40,7 @@ class Sampled:
 
 
 def cards(runs: list[Sampled]) -> list[dict[str, Any]]:
-    """One entry per document, documents of every run that has them, rows that are not ok first."""
+    """One entry per document, documents of every run that has them, ok rows first, then the others by reason."""
     ids = dict.fromkeys(doc_id for run in runs for doc_id in run.rows)
     found = [_card(doc_id, runs) for doc_id in ids]
     return sorted(found, key=lambda card: (card["runs"][0]["status"] != OK, card["runs"][0]["reason"], card["id"]))
@@ -114,10 +115,10 @@ def _fate(number: int, row: Row, text: str | None, steps: list[str]) -> dict[str
         "status": row["status"],
         "reason": row["reason"] or "",
         "step": settled_by(row, steps),
-        "perplexity": row.get("perplexity"),
+        "perplexity": _finite(row.get("perplexity")),
         "instruction": _cut(row.get("instruction")),
         "verdict": row.get("verdict"),
-        "score": row.get("score"),
+        "score": _finite(row.get("score")),
         "answer": _cut(answer),
         "edits": edits,
         "kept": same / len(answer) if edits and answer else None,
@@ -127,6 +128,11 @@ def _fate(number: int, row: Row, text: str | None, steps: list[str]) -> dict[str
             if row.get(f"{step}_prompt_tokens") is not None
         ],
     }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no word for infinity, which is the perplexity of a text that a model holds impossible."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _cut(text: str | None) -> str | None:

@@ -51,7 +51,7 @@ def read_throughput(folder: Folder) -> Throughput | None:
     lines = _read_lines(folder)
     if len(lines) < 2:
         return None
-    starts = [0] + [n for n in range(1, len(lines)) if lines[n]["elapsed_s"] < lines[n - 1]["elapsed_s"]]
+    starts = [0] + [n for n in range(1, len(lines)) if _is_restart(lines[n - 1], lines[n])]
     seconds, attempts, restarts, losses, before = [], [], [], [], 0.0
     num_done = 0
     for first, end in zip(starts, [*starts[1:], len(lines)], strict=True):
@@ -90,17 +90,24 @@ def _thin(seconds: Array, curves: dict[str, Array]) -> tuple[Array, dict[str, Ar
     return (np.add.reduceat(seconds, first) / sizes, {n: np.add.reduceat(c, first) / sizes for n, c in curves.items()})  # type: ignore[return-value]
 
 
+def _is_restart(line: dict[str, Any], following: dict[str, Any]) -> bool:
+    """Whether `following` is another attempt's: its time runs from the start, or it began after `line` was written."""
+    began = following.get("time", 0) - following["elapsed_s"]
+    return bool(following["elapsed_s"] < line["elapsed_s"] or began > line.get("time", 0))
+
+
 def _lost_replica(line: dict[str, Any], following: dict[str, Any]) -> bool:
     now = following.get("pools", {})
     return any(
-        name in now and now[name].get("replicas", 0) < pool.get("replicas", 0) and not _is_over(following)
+        name in now and now[name].get("replicas", 0) < pool.get("replicas", 0) and not _is_over(now[name], following)
         for name, pool in line.get("pools", {}).items()
     )
 
 
-def _is_over(line: dict[str, Any]) -> bool:
-    """Whether all rows are done: then replicas end because there is no more work."""
-    return bool(line.get("rows_total")) and line.get("rows_done", 0) >= line["rows_total"]
+def _is_over(pool: dict[str, Any], line: dict[str, Any]) -> bool:
+    """Whether a pool has done all rows: then Ray ends its replicas because there is no more work, pools before others."""
+    rows = max(pool.get("rows", 0), line.get("rows_done", 0))
+    return pool.get("state") == "finished" or (bool(line.get("rows_total")) and rows >= line["rows_total"])
 
 
 def _read_lines(folder: Folder) -> list[dict[str, Any]]:

@@ -1,40 +1,21 @@
-"""The report in a real headless Chromium: its script runs, its filters work, hostile text stays text, a phone shows it whole.
-
-Chromium is not installed by `make venv`: `apt-get install chromium`, or name one in CHROMIUM.
-"""
+"""The report in a real headless Chromium: its script runs, its filters work, hostile text stays text, a phone shows it whole."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
 import urllib.parse
 from collections.abc import Callable
 from html import unescape
 from pathlib import Path
 
+import browser
 import pytest
+from browser import needs_chromium
 from example_run import HOSTILE, make_run
 
 from kun_ray.report import write_report
 
-CHROMIUM = os.environ.get("CHROMIUM") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: apt-get install chromium")
-OPTIONS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--hide-scrollbars",
-    "--virtual-time-budget=4000",
-    "--dump-dom",
-]
+pytestmark = needs_chromium
 SCRIPT = re.compile(r"<script.*?</script>", re.DOTALL)
 
 Browse = Callable[..., str]
@@ -54,8 +35,7 @@ def browse(tmp_path: Path) -> Browse:
     """Opens a file with an optional #fragment and returns the page as it is after its scripts have run."""
 
     def open_page(path: Path, fragment: str = "") -> str:
-        command = [str(CHROMIUM), *OPTIONS, f"--user-data-dir={tmp_path}/profile", f"file://{path}{fragment}"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+        return browser.browse(path, tmp_path / "profile", fragment)
 
     return open_page
 

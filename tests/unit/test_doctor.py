@@ -54,3 +54,36 @@ def test_a_compiler_and_a_card_that_are_not_there(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     assert next(finding.remedy.split(" (")[0] for finding in doctor.tools()) == "apt-get install g++"
     assert [bool(finding.remedy) for wanted in (True, False) for finding in doctor.gpus(wanted)] == [True, False]
+
+
+def test_a_node_with_other_versions_is_told_from_this_machine() -> None:
+    here = {"Python": "3.11.9", "ray": "2.60.0", "vllm": "0.24.0"}
+    same = doctor.compared("node 10.0.0.7", here, dict(here), "")
+    assert same == Finding("node 10.0.0.7", "Python 3.11.9, ray 2.60.0, vllm 0.24.0")
+    other = {"Python": "3.11.9", "vllm": "0.23.1", "torch": "2.9.0"}
+    found = doctor.compared("node 10.0.0.8", here, other, "/shared: PermissionError")
+    assert found.fatal and found.remedy == (
+        "ray is missing (here 2.60.0), vllm 0.23.1 (here 0.24.0), torch 2.9.0 (here none): install kun_ray there as here, "
+        "or take the node out; /shared: PermissionError"
+    )
+
+
+def _nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> list[Finding]:
+    path = folder / "nvidia-smi"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return list(doctor.gpus(wanted=True))
+
+
+def test_a_card_without_known_memory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "echo 'NVIDIA GB10, [N/A], [N/A], 580.95'; echo 'NVIDIA A100, 81920, 40960, 580.95'"
+    first, second = _nvidia_smi(tmp_path, monkeypatch, lines)
+    assert (first.name, first.found) == ("GPU 0", "NVIDIA GB10, memory [N/A], driver 580.95") and not first.fatal
+    assert second.found == "NVIDIA A100, 80 GiB, driver 580.95" and second.remedy.startswith("40 GiB of it are taken")
+
+
+def test_a_driver_that_hangs_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "NVIDIA_SMI_S", 0.2)
+    (hung,) = _nvidia_smi(tmp_path, monkeypatch, "exec sleep 30")
+    assert hung.found == "nvidia-smi does not answer" and hung.remedy and hung.fatal

@@ -225,13 +225,23 @@ def test_accuracies_groups_and_the_paired_difference(two_models, tmp_path):
     assert "new: 1 questions without an answer, counted as wrong; 1 prompts lost examples" in text
 
 
-def test_a_suite_without_published_answers_has_no_accuracy(tmp_path):
+def test_a_suite_without_published_answers_has_no_accuracy(tmp_path, capsys):
     rows = [{"subject": "law", "question_id": str(n), "key": None, "verdict": "D"} for n in range(3)]
     answers = {name: stage(tmp_path / name, rows) for name in ("a", "b")}
     found = results.summarise(answers, {"cmmlu": "ceval"}, set())
     assert found["suites"]["cmmlu"]["comparisons"] == []
-    assert found["suites"]["cmmlu"]["models"]["a"]["num"] == 0 and results.plot(found)
+    assert found["suites"]["cmmlu"]["models"]["a"]["num"] == 0 and results.plot(found) is None
+    all_questions = found["suites"]["cmmlu"]["models"]["a"]["groups"]["All"]
+    assert all_questions["micro"]["accuracy"] is None and all_questions["macro"]["accuracy"] is None
     results.show(found, subjects=True)
+    shown = capsys.readouterr().out
+    assert "cmmlu: answers not published" in shown and "[0.0, 100.0]" not in shown
+
+
+def test_the_worked_examples_are_no_questions():
+    """Their answers stand in every prompt."""
+    with pytest.raises(ConfigError, match="split"):
+        BenchmarkConfig(path="x", split="dev")
 
 
 @pytest.fixture

@@ -117,8 +117,13 @@ def test_a_generate_stage_is_searched_and_its_rows_are_listed(tmp_path, capsys):
         "share": 1.0,
         "match": "",
     }
-    assert dirty_questions(output) == {("cmmlu", "agronomy", "0")} and dirty_questions(Folder(str(tmp_path))) == set()
+    asked = suite(STEM, "另外一道完全没有出现过的题目，问的是天上有几颗星")
+    checked, dirty = dirty_questions(output, [asked])
+    assert checked is not None and checked["data"] == data and dirty == {("cmmlu", "agronomy", "0")}
+    assert dirty_questions(Folder(str(tmp_path)), [asked]) == (None, set())
     assert "2 of 3 rows share 13 units in a row with a question" in capsys.readouterr().out
+    assert dirty_questions(output, [suite("与上次检查时不同的一道题目，编号却是一样的")]) == (None, set())
+    assert "its check was of other questions of cmmlu" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("form", ["alpaca", "sharegpt", "parquet"])

@@ -196,9 +196,10 @@ def test_credentials_stay(tmp_path: Path) -> None:
         publish(PublishConfig(str(rows), "me/kun"))
     web = exported(tmp_path / "web", answer="网页上写着 https://a:b@example.org")  # the web may say so
     publish(PublishConfig(str(web), "me/kun"))
-    (web / "LICENSE").write_text("ask hf_" + "abcdefghij" * 3 + "abcd")
-    with pytest.raises(KunError, match="LICENSE holds what looks like credentials"):
-        publish(PublishConfig(str(web), "me/kun"))
+    for token in ("hf_" + "abcdefghij" * 3 + "abcd", "hf_" + "aBcdefgh19" * 3 + "abc4"):
+        (web / "LICENSE").write_text(f"ask {token}")
+        with pytest.raises(KunError, match="LICENSE holds what looks like credentials"):
+            publish(PublishConfig(str(web), "me/kun"))
 
 
 def test_a_model_is_published_without_what_only_training_needs(model: Path, tmp_path: Path, capsys: Any) -> None:

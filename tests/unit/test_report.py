@@ -91,6 +91,19 @@ def test_histograms_give_the_percentiles_of_the_values(run: Path) -> None:
     assert found["answer"].total == 3 and found["tokens"].total == 7
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_perplexity_that_is_no_number_leaves_the_report_whole(value: float) -> None:
+    row = {"doc_id": "a", "source": "s", "status": "ok", "reason": None, "perplexity": value, "score": value}
+    (card,) = cards.cards([cards.Sampled({"a": row}, {}, {}, [])])
+    assert json.loads(as_script_data(card))["runs"][0]["perplexity"] is None
+
+
+def test_ok_rows_come_first_and_the_others_by_their_reason() -> None:
+    fates = {"a": ("rejected", "too_short"), "b": ("ok", None), "c": ("failed", "bad_json")}
+    rows = {id: {"doc_id": id, "source": "s", "status": status, "reason": why} for id, (status, why) in fates.items()}
+    assert [card["id"] for card in cards.cards([cards.Sampled(rows, {}, {}, [])])] == ["b", "c", "a"]
+
+
 def test_values_beyond_a_histogram_are_counted_at_its_ends() -> None:
     histogram = Histogram(np.linspace(0, 1, 11))
     histogram.add(np.array([-3.0, 7.0, np.nan]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +35,45 @@ def test_restarts_and_lost_replicas_are_found(run: Path) -> None:
     assert set(found.curves) == {"rows_per_s", "label tokens_per_s", "label in_flight"}
     svg = Path(write_report([str(run)])).read_text()
     assert svg.count("restart-0") == 3 and "started again" in svg
+
+
+def _metrics(folder: Path, lines: list[dict[str, Any]]) -> Folder:
+    stage = open_stage(str(folder), {}, {})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return stage
+
+
+def test_a_pool_that_has_done_all_its_rows_has_lost_no_replica(tmp_path: Path) -> None:
+    lines = [
+        {
+            "time": 1000.0 + 10 * n,
+            "elapsed_s": 10.0 * n,
+            "rows_total": 100,
+            "rows_done": done,
+            "pools": {
+                "label": {"state": "running" if alive else "finished", "replicas": alive, "rows": rows},
+                "chat": {"state": "running", "replicas": chat, "rows": done},
+            },
+        }
+        for n, (rows, alive, done, chat) in enumerate([(80, 2, 40, 2), (100, 1, 60, 2), (100, 0, 80, 2)])
+    ]
+    found = read_throughput(_metrics(tmp_path / "healthy", lines))
+    assert found is not None and found.losses_s == [] and found.restarts_s == []
+    lines[2]["pools"]["chat"]["replicas"] = 1
+    found = read_throughput(_metrics(tmp_path / "lost", lines))
+    assert found is not None and found.losses_s == [20.0], "the pool that still works has lost one"
+
+
+@pytest.mark.parametrize("first_s", [4.0, 5.0, 9.0])
+def test_a_restart_is_found_however_long_the_killed_attempt_had_run(tmp_path: Path, first_s: float) -> None:
+    """The killed attempt's only line stands at 5 s, as the first of the next one may."""
+    lines = [
+        {"time": began + elapsed_s, "elapsed_s": elapsed_s, "rows_done": done, "pools": {}}
+        for began, elapsed_s, done in [(1000.0, 5.0, 8), (1012.0, first_s, 13), (1012.0, first_s + 5, 21)]
+    ]
+    found = read_throughput(_metrics(tmp_path / "s", lines))
+    assert found is not None and found.restarts_s == [5.0]
+    assert [attempt.rows for attempt in found.attempts] == [8, 13]
 
 
 def test_no_attempt_counts_twice_once_the_summary_has_added_them_up(run: Path) -> None:
