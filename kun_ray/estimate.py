@@ -96,7 +96,8 @@ def _clean(table: pa.Table, config: PrepareConfig, reading_s: float) -> Sampled:
     seconds = time.monotonic() - started + reading_s
     ok = cleaned.filter(pc.equal(cleaned["status"], OK))
     tokens = ok["tokens"] if config.tokenizer else pc.multiply(pc.utf8_length(ok["text"]), TOKENS_PER_CHAR)
-    signed = [cleaned[name].drop_null() for name in cleaned.column_names if name not in DOCUMENT.names]
+    extra = [cleaned[name] for name in cleaned.column_names if name not in DOCUMENT.names]
+    signed = [leaf.drop_null() for column in extra for leaf in column.flatten()]
     return Sampled(
         records=table.num_rows,
         ok=ok.num_rows,
