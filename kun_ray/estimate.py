@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from kun_ray.corpora import CorpusConfig, list_corpora, read_file
 from kun_ray.prepare import ONE_CORE, PrepareConfig, check_models, clean_batch
-from kun_ray.schema import DOCUMENT, OK
+from kun_ray.schema import OK
 from kun_ray.sources import CorpusFile
 from kun_ray.workload import TOKENS_PER_CHAR, Options, Work
 
@@ -96,8 +96,7 @@ def _clean(table: pa.Table, config: PrepareConfig, reading_s: float) -> Sampled:
     seconds = time.monotonic() - started + reading_s
     ok = cleaned.filter(pc.equal(cleaned["status"], OK))
     tokens = ok["tokens"] if config.tokenizer else pc.multiply(pc.utf8_length(ok["text"]), TOKENS_PER_CHAR)
-    extra = [cleaned[name] for name in cleaned.column_names if name not in DOCUMENT.names]
-    signed = [leaf.drop_null() for column in extra for leaf in column.flatten()]
+    signed = [cleaned[name].drop_null() for name in ("exact", "minhash")[: 1 + config.dedup.near]]
     return Sampled(
         records=table.num_rows,
         ok=ok.num_rows,

@@ -89,7 +89,8 @@ def signature_fields(config: DedupConfig) -> list[pa.Field[Any]]:
 
 
 def signatures(texts: Sequence[str | None], config: DedupConfig) -> dict[str, Any]:
-    """`exact` (128-bit hash) and `minhash` of every text; null for a null text, `minhash` also for a short one.
+    """`exact` (128-bit hash) and `minhash` of every text; null for a null text, `minhash` also for a short one and where
+    near duplicates are not looked for.
 
     Both see the text in NFKC and lower case without blanks and punctuation, so that layout makes no difference.
     """
@@ -99,8 +100,9 @@ def signatures(texts: Sequence[str | None], config: DedupConfig) -> dict[str, An
         None if text is None else hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         for text in core
     ]
-    long_texts = [text for text in core if text is not None and len(text) >= config.min_chars]
-    is_long = np.array([text is not None and len(text) >= config.min_chars for text in core], bool)
+    least = config.min_chars if config.near else float("inf")  # nobody asks for the others
+    long_texts = [text for text in core if text is not None and len(text) >= least]
+    is_long = np.array([text is not None and len(text) >= least for text in core], bool)
     bands, rows = config.bands
     values = np.zeros((len(core), bands * rows), np.uint32)
     if long_texts:
