@@ -37,6 +37,11 @@ BYTES_PER_TOKEN = 4.5
 class PipelinePlan(Options, PipelineConfig):
     """jobs/plan.py: what a whole pipeline needs (also takes the configuration of one generate, train or prepare job)."""
 
+    seeds: str = "seeds.jsonl"
+    """Seed pairs; those that are not there yet are assumed, and the plan says so."""
+    held_out: str | None = "held_out.jsonl"
+    """Seed pairs that no model sees."""
+
 
 @dataclasses.dataclass
 class GeneratePlan(Options, GenerateConfig):
@@ -171,11 +176,14 @@ def plan_pool(
     asked = traffic(pool, config, work, options.good_share)
     found = capacity.capacity(pool, cost, card, asked)
     gpus = round(pool.replicas * pool.num_gpus())
-    what = (
-        f"{' + '.join(pool.steps)}: {pool.replicas} × {cost.num_parameters / 1e9:.2f}B, {found.weights_gb:.1f} GB weights and "
-        f"{max(0.0, found.kv_gb):.1f} GB KV per GPU, {found.num_sequences} rows at once, {found.rows_per_s * pool.replicas / factor:,.2f} rows/s"
-    )
-    fits = "yes" if found.fits else f"no: {capacity.smallest_change(pool, cost, card, asked)}"
+    what = f"{' + '.join(pool.steps)}: {pool.replicas} × {cost.num_parameters / 1e9:.2f}B, {found.weights_gb:.1f} GB weights"
+    if found.fits:
+        speed = f"{found.rows_per_s * pool.replicas / factor:,.2f} rows/s"
+        what += f" and {found.kv_gb:.1f} GB KV per GPU, {found.num_sequences} rows at once, {speed}"
+    change = "" if found.fits else capacity.smallest_change(pool, cost, card, asked)
+    fits = "yes" if found.fits else f"no: pools.{pool_name}.{change}" if "=" in change else f"no: {change}"
+    if change.startswith("tensor_parallel_size=") and (fewer := gpus // int(change.split("=")[1])):
+        fits += f" pools.{pool_name}.replicas={fewer}" if fewer < pool.replicas else ""
     seconds = work.documents / (found.rows_per_s * pool.replicas) * factor
     return Line(name, what, fits, gpus, seconds, pool=pool_name if len(config.pools) > 1 else "")
 

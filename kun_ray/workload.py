@@ -91,7 +91,7 @@ def measure_pairs(work: Work, stages: list[tuple[str, Any]]) -> None:
     found = list(itertools.islice(data.pairs(places[0]), MEASURED_PAIRS)) if places else []
     if not found:
         work.notes.append(
-            f"assumed: {INSTRUCTION_TOKENS:.0f} + {ANSWER_TOKENS:.0f} tokens of a pair, as there are none to measure"
+            f"assumed: {INSTRUCTION_TOKENS:.0f} tokens of an instruction, {ANSWER_TOKENS:.0f} of an answer"
         )
         return
     count = _counter(trainings[0])

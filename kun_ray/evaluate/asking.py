@@ -7,6 +7,7 @@ refuses another model, stops cleanly and proves its counts as every other.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
@@ -70,7 +71,9 @@ def open_model(pool: PoolConfig, choose: ChooseConfig, key: str) -> Asked:
     if choose.plain and pool.chat_template is None:
         pool = dataclasses.replace(pool, chat_template="chatml")  # pools ask for one, though plain texts use none
     tokenizer = load_tokenizer(path, pool.chat_template, pool.trust_remote_code)
-    context = pool.max_model_len or models.context_length(path, key)
+    context = min(pool.max_model_len or math.inf, models.context_length(path, key))
+    if pool.max_model_len:  # one value stands for models of several contexts
+        pool = dataclasses.replace(pool, max_model_len=int(context))
     fixed = choose_prompt(tokenizer, choose)[0].num_fixed_tokens() + 1
     return Asked(pool, choose, tokenizer, int(min(context, 2**31)) - fixed)
 
@@ -83,6 +86,7 @@ def prepare_run(asked: Asked, rows: list[Row], folder: store.Folder, fingerprint
         KunError: the folder holds another run's data.
     """
     fingerprint = {**fingerprint, "model": asked.pool.model, "budget": asked.budget}
+    begun = folder.below("questions").exists(store.MANIFEST)
     questions = _write(folder.below("questions").uri, rows, fingerprint)
     run = GenerateConfig(
         input=questions.uri,
@@ -93,7 +97,12 @@ def prepare_run(asked: Asked, rows: list[Row], folder: store.Folder, fingerprint
         stop_grace_s=how.stop_grace_s,
         ray=how.ray,
     )
-    generate.preflight(run, questions)
+    try:
+        generate.preflight(run, questions)
+    except ConfigError:
+        if not begun:  # what cannot run leaves nothing that the corrected command would have to agree with
+            questions.filesystem.delete_dir(questions.path)
+        raise
     return run
 
 

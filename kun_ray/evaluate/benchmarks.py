@@ -169,7 +169,7 @@ def _root(name: str, config: BenchmarkConfig) -> tuple[fs.FileSystem, str]:
             return filesystem, root
     raise ConfigError(
         f"suites.{name}.path: {config.path} has no folder {config.split}/ (nor data/{config.split}/): give the folder of "
-        f"the unpacked {config.format} files, which holds dev/ and {config.split}/"
+        f"the unpacked {config.format} files, which holds dev/ and {config.split}/, or choose other suites with benchmarks=[…]"
     )
 
 

@@ -100,20 +100,22 @@ def test_a_corpus(copy: Copy, tmp_path: Path) -> None:
 def test_a_filter(copy: Copy) -> None:
     (example,) = blocks("A filter")
     field, rest = example.split("\n\ndef digits")
-    function, line = rest.split("\n    # in build_filters\n")
+    function, line = rest.split(
+        "\n    # in build_filters, before `chinese`: price lists have few Han characters, too\n"
+    )
     copy.insert("filters.py", "    min_chinese_share: float = 0.4\n", field + "\n")
     copy.insert("filters.py", "def build_filters", f"def digits{function}\n\n")
-    copy.insert("filters.py", "    if config.language:\n", line)
+    copy.insert("filters.py", "    filters.append(functools.partial(chinese", line)
     found = copy.run(
         """
         from kun_ray.filters import FilterConfig, apply_filters, build_filters
         texts = ["这一年的苹果每斤卖三块五毛钱，比往年便宜一些，所以买的人很多。", "苹果 3.50 梨 2.80 桃子 4.20 香蕉 3.90 西瓜 1.20 葡萄 6.50 橙子 5.00"]
         for share in (0.6, 0.5, None):
-            config = FilterConfig(language=None, min_chinese_share=0.1, max_digit_share=share)
+            config = FilterConfig(language=None, max_digit_share=share)
             print(*[apply_filters(text, build_filters(config), config).reason for text in texts])
         """
     )
-    assert found.split() == ["None", "None", "None", "digits", "None", "None"]
+    assert found.split() == ["None", "not_chinese", "None", "digits", "None", "not_chinese"]
 
 
 def test_a_step(copy: Copy, model_folder: Callable[..., str], tmp_path: Path) -> None:

@@ -108,7 +108,14 @@ def test_the_shipped_pipeline_is_planned_without_corpora_or_models(capsys: pytes
     total = sum(line.gpu_hours for line in lines.values())
     assert f"{total:,.1f} GPU-hours on A100-80, {2 * total:,.0f} at 2 a GPU-hour" in capsys.readouterr().out
     small = {line.stage: line for line in plan(load(PipelinePlan, [*argv, "card=A100-40"]))}
-    assert small["label"].fits == "no: tensor_parallel_size=4" and "–" in capsys.readouterr().out
+    change = "pools.label.tensor_parallel_size=4 pools.label.replicas=2"
+    assert small["label"].fits == f"no: {change}" and "–" in capsys.readouterr().out
+    applied = [*argv, "card=A100-40", f"stages.label.2={change.split()[0]}"]
+    mended = {line.stage: line for line in plan(load(PipelinePlan, applied))}
+    assert mended["label"].runs, "the change can be given as the docs say"
+    del argv[2:4]
+    plan(load(PipelinePlan, argv))
+    assert "10,000 pairs in seeds.jsonl, which is not there" in capsys.readouterr().out
 
 
 def test_documents_are_counted_in_a_sample(tmp_path: Path, model_folder: Any, capsys: Any) -> None:
