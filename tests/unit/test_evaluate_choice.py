@@ -274,8 +274,9 @@ def test_what_cannot_work_is_refused_before_anything_starts(configured, model_fo
         evaluate(configured("models=[/nowhere/x]"))
     with pytest.raises(ConfigError, match=r"per_model.chat.pool: .*tensor_parallel"):
         evaluate(configured(f"models=[{model}]", "per_model.chat.pool={tensor_parallel: 2}"))
-    with pytest.raises(ConfigError, match="max_model_len is 4096, but .* has a context of 2048"):
-        evaluate(configured(f"models=[{model}]"))
+    with pytest.raises(ConfigError, match="max_modal_len"):
+        evaluate(configured(f"models=[{model}]", "pool.engine={max_modal_len: 1}"))
+    assert not list((tmp_path / "out").rglob("manifest.json")), "the corrected command starts from nothing"
 
 
 def test_a_base_model_is_asked_plainly(configured, model_folder, monkeypatch):
@@ -286,8 +287,11 @@ def test_a_base_model_is_asked_plainly(configured, model_folder, monkeypatch):
     for name in ("summarise", "write", "show"):
         monkeypatch.setattr(results, name, lambda *_: {})
     base, chat = model_folder("base", chat_template=None), model_folder("chat", chat_template=CHATML)
-    evaluate(configured(f"models=[{base},{chat}]", "pool.max_model_len=2048", "per_model.chat.pool={max_num_seqs: 7}"))
+    evaluate(configured(f"models=[{base},{chat}]", "per_model.chat.pool={max_num_seqs: 7}"))
     assert [run.steps.choose.plain for run in runs] == [True, False]
     assert [run.pools["model"].max_num_seqs for run in runs] == [256, 7]
+    assert [run.pools["model"].max_model_len for run in runs] == [2048, 2048], (
+        "the models' own, where 4096 are asked for"
+    )
     questions = [Folder(run.input).dataset().to_table().to_pylist() for run in runs]
     assert [len(rows) for rows in questions] == [4, 4] and {row["source"] for row in questions[0]} == {"ceval", "cmmlu"}
