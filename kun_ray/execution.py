@@ -67,7 +67,7 @@ def connect(config: RayConfig, min_cpus: int = LOCAL_MIN_CPUS, dashboard: bool =
         why = " ".join(str(error).split()) or type(error).__name__
         if address is None:
             raise KunError(
-                f"Ray does not start on this machine: {why}; its logs are below /tmp/ray/session_latest"
+                f"Ray does not start here: {why}; on a busy machine run the same command again (logs: /tmp/ray/session_latest)"
             ) from error
         raise ConfigError(
             f"no Ray cluster answers at {address}: {why}; start one with `ray start --head`, or unset ray.address"

@@ -31,7 +31,7 @@ def test_a_local_ray_that_does_not_start_says_why(tmp_path: Path, monkeypatch: p
     """Here: its sockets' paths would be too long, which it finds out before it starts a process."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 20)))
-    with pytest.raises(KunError, match="Ray does not start on this machine: .*AF_UNIX path length") as caught:
+    with pytest.raises(KunError, match="Ray does not start here: .*AF_UNIX path length") as caught:
         execution.connect(RayConfig())
     assert "None" not in str(caught.value)
 
