@@ -219,8 +219,8 @@ def stages(runs: list[Measured]) -> list[dict[str, Any]]:
 
 
 def state(stage: Stage) -> str:
-    """complete, or unfinished."""
-    return "complete" if stage.folder.is_complete() else "unfinished"
+    """complete, or running or stopped: a folder does not tell which."""
+    return "complete" if stage.folder.is_complete() else "running or stopped"
 
 
 def step_order(runs: list[Measured]) -> list[str]:

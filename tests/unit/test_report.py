@@ -21,8 +21,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_page import Page
 
-from kun_ray import selection
-from kun_ray.export import ExportConfig, export
 from kun_ray.report import ReportConfig, cards, report, tables, write_report
 from kun_ray.report.excerpts import read_excerpts
 from kun_ray.report.openings import effective_number, opening
@@ -34,7 +32,6 @@ from kun_ray.report.survey import Histogram, Survey, survey
 from kun_ray.report.tables import Measured
 from kun_ray.scan import doc_ids
 from kun_ray.schema import DOCUMENT, doc_id, to_table
-from kun_ray.selection import SelectionConfig
 from kun_ray.store import Folder, open_stage
 
 REPO = Path(__file__).parents[2]
@@ -258,27 +255,6 @@ def test_every_reason_that_the_documentation_lists_is_explained() -> None:
     reasons = [word for line in table.splitlines()[2:] for word in line.split("|")[2].replace("`", "").split(", ")]
     assert len(reasons) > 25
     assert [reason.strip() for reason in reasons if not explain(reason.strip())] == []
-
-
-def test_rows_that_an_export_leaves_out_have_their_reason(tmp_path: Path, run: Path) -> None:
-    for name, chosen in {
-        "strict": SelectionConfig(threshold=0.6, top_k=1),
-        "quota": SelectionConfig(quotas={f"web{HOSTILE}": 2.0}),
-    }.items():
-        shutil.copytree(run, tmp_path / name, ignore=shutil.ignore_patterns("export"))
-        export(ExportConfig(f"{tmp_path}/{name}/generate", f"{tmp_path}/{name}/export", selection=chosen))
-    shutil.rmtree(run / "export")
-    page = Page(write_report([str(run), *(str(tmp_path / name) for name in ("strict", "quota"))]))
-    lost = [[cell.strip().split()[0] for cell in page.row("exported")[1:]]]
-    for reason in ("below_thresholdok, but its score", "beyond_top_kok, but", "over_quotaok, but"):
-        (cells,) = [row[-3:] for row in page.rows if any(cell.strip().startswith(reason) for cell in row)]
-        lost.append([cell.strip().split()[0] for cell in cells])
-    assert lost == [["–", "1", "2"], ["–", "1", "0"], ["–", "1", "0"], ["–", "0", "1"]]
-    assert not [a for tag, a in page.elements if tag == "button" and a.get("data-step") == "export"], "no sample has it"
-
-
-def test_every_reason_of_an_export_is_explained() -> None:
-    assert [fate for fate in selection.FATES if not explain(fate, "export")] == ["exported"]
 
 
 def test_the_job_takes_folders_and_settings(tmp_path: Path, run: Path) -> None:
