@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 from kun_ray import formats, store
 from kun_ray.config import ConfigError, KunError, require, without_credentials
 from kun_ray.schema import OK
+from kun_ray.store import path_parts
+from kun_ray.store import short_names as short_names  # for choice.py, too
 
 Row = dict[str, Any]
 """`id`, `source`, and the columns that there are."""
@@ -134,23 +136,7 @@ def source_names(uris: list[str], names: list[str]) -> list[str]:
     return list(names)
 
 
-def short_names(paths: list[str]) -> list[str]:
-    """The last part of each path (not `model`, as training calls every model), with as many before it as tell it from the others."""
-    parts = [_parts(path) for path in paths]
-    names = []
-    for number, mine in enumerate(parts):
-        others = [other for n, other in enumerate(parts) if n != number]
-        length = next((n for n in range(1, len(mine)) if all(mine[-n:] != o[-n:] for o in others)), len(mine))
-        names.append("-".join(mine[-length:]))
-    return names
-
-
 def folder_name(path: str) -> str:
     """A name for a model's folder that does not depend on which other models are named beside it."""
     place = path if "://" in path or not Path(path).exists() else str(Path(path).resolve())
-    return f"{_parts(path)[-1]}-{hashlib.blake2b(place.rstrip('/').encode(), digest_size=4).hexdigest()}"
-
-
-def _parts(path: str) -> list[str]:
-    parts = [part for part in path.split("://")[-1].partition("?")[0].split("/") if part not in ("", ".")]
-    return parts[:-1] if len(parts) > 1 and parts[-1] == "model" else parts
+    return f"{path_parts(path)[-1]}-{hashlib.blake2b(place.rstrip('/').encode(), digest_size=4).hexdigest()}"

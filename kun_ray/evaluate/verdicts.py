@@ -20,6 +20,8 @@ from kun_ray.evaluate.statistics import krippendorff_alpha, mean_interval, sign_
 
 LEVELS = (1, 2, 3)
 CHOICES = ("left", "right", "both_good", "both_bad")
+LOW_ALPHA, HIGH_AGREEMENT = 0.2, 0.75
+ALIKE = "α is low although they agree: nearly all votes are alike, so that chance alone would agree about as often"
 Votes = dict[str, dict[str, Any]]
 """Item → what one reviewer said."""
 
@@ -76,18 +78,21 @@ def show(found: dict[str, Any], console: Console | None = None) -> None:
     )
     if found["mode"] == "pairs":
         console.print(describe_win(found["second"], found["first"], found), markup=False, highlight=False)
-        console.print(describe_alpha(found["alpha"], found["rated_twice"]), markup=False, highlight=False)
+        console.print(describe_agreement(found), markup=False, highlight=False)
         return
     table = Table(box=None, padding=(0, 2))
-    for column in ("", "items", "mean of 1–3 [95 %]", "good, % [95 %]", "α", "items rated twice"):
+    for column in ("", "items", "mean of 1–3 [95 %]", "good, % [95 %]", "α", "rated twice", "all agree"):
         table.add_column(Text(column), justify="right" if column else "left")
     for one in found["criteria"].values():
         good_low, good_high = (100 * end for end in one["good_interval"])
         mean = "–" if one["mean"] is None else "{:.2f} [{:.2f}, {:.2f}]".format(one["mean"], *one["interval"])
         good = f"{100 * one['good']:.0f} [{good_low:.0f}, {good_high:.0f}]"
         alpha = "–" if one["alpha"] is None else f"{one['alpha']:.2f}"
-        table.add_row(*map(Text, (one["name"], str(one["items"]), mean, good, alpha, str(one["rated_twice"]))))
+        agreement = (alpha, str(one["rated_twice"]), str(one["agreed"]))
+        table.add_row(*map(Text, (one["name"], str(one["items"]), mean, good, *agreement)))
     console.print(table)
+    if alike := [one["name"] for one in found["criteria"].values() if _is_low_by_likeness(one)]:
+        console.print(f"{', '.join(alike)}: {ALIKE}", markup=False, highlight=False)
 
 
 def describe_win(second: str, first: str, found: dict[str, Any]) -> str:
@@ -101,11 +106,34 @@ def describe_win(second: str, first: str, found: dict[str, Any]) -> str:
     )
 
 
-def describe_alpha(alpha: float | None, num: int) -> str:
-    """One line about agreement."""
-    if alpha is None:
-        return "agreement: not defined (it takes items that two reviewers rated, and verdicts that differ)"
-    return f"agreement: Krippendorff's α = {alpha:.2f} over {num} items with two or more reviewers (0 chance, 1 full)"
+def describe_agreement(found: dict[str, Any]) -> str:
+    """What reviewers agree on: plainly, and beyond chance.
+
+    Args:
+        found: `alpha`, `rated_twice`, `agreed` (as `read_back` writes them).
+    """
+    if not found["rated_twice"]:
+        return "agreement: not defined (it takes items that two reviewers rated)"
+    plain = f"agreement: all agree on {found['agreed']} of {found['rated_twice']} items with two or more reviewers; "
+    if found["alpha"] is None:
+        return f"{plain}Krippendorff's α is not defined, as all verdicts are the same"
+    said = f"{plain}Krippendorff's α = {found['alpha']:.2f} (0 chance, 1 full)"
+    return f"{said}\n{ALIKE}" if _is_low_by_likeness(found) else said
+
+
+def _is_low_by_likeness(found: dict[str, Any]) -> bool:
+    """With these limits chance agrees on 69 % of the items at least: 1 - (1 - HIGH_AGREEMENT) / (1 - LOW_ALPHA)."""
+    alpha = found["alpha"]
+    return alpha is not None and alpha < LOW_ALPHA and found["agreed"] >= HIGH_AGREEMENT * found["rated_twice"]
+
+
+def _agreement(ratings: list[list[float | None]], items: list[list[float]], ordinal: bool = False) -> dict[str, Any]:
+    twice = [item for item in items if len(item) > 1]
+    return {
+        "alpha": krippendorff_alpha(ratings, ordinal),
+        "rated_twice": len(twice),
+        "agreed": sum(len(set(item)) == 1 for item in twice),
+    }
 
 
 def _read_votes(file: str, key: dict[str, Any]) -> tuple[str, Votes]:
@@ -150,8 +178,7 @@ def _compare(key: dict[str, Any], by_reviewer: dict[str, Votes]) -> dict[str, An
         "second": second,
         **win_rate([sum(item) / len(item) for item in items if item]),
         "votes": {"both_good": ties["both_good"], "both_bad": ties["both_bad"], "left": lefts, "sided": num},
-        "alpha": krippendorff_alpha(ratings),
-        "rated_twice": sum(len(item) > 1 for item in items),
+        **_agreement(ratings, items),
     }
 
 
@@ -169,7 +196,6 @@ def _rate(key: dict[str, Any], by_reviewer: dict[str, Votes]) -> dict[str, Any]:
             "interval": mean_interval(means, LEVELS[0], LEVELS[-1]) if means else None,
             "good": num_good / max(1, len(means)),
             "good_interval": wilson(num_good, len(means)),
-            "alpha": krippendorff_alpha(ratings, ordinal=True),
-            "rated_twice": sum(len(item) > 1 for item in items),
+            **_agreement(ratings, items, ordinal=True),
         }
     return {"names": key["names"], "criteria": criteria}

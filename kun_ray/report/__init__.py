@@ -12,7 +12,7 @@ from kun_ray.changes import PREPARE
 from kun_ray.config import KunError, require, show_config, without_credentials
 from kun_ray.report import cards, excerpts
 from kun_ray.report.page import render
-from kun_ray.report.runs import Run, find_run
+from kun_ray.report.runs import Run, find_runs
 from kun_ray.report.sample import fetch_rows
 from kun_ray.report.survey import PREPARE_STEPS, survey
 from kun_ray.report.tables import Measured
@@ -31,7 +31,7 @@ class ReportConfig:
     """File to write; null is `report.html` in the run's folder, or `compare.html` in the first of several."""
     samples: int = 400
     """Documents in the sample browser: half of them ok, the others spread evenly over the reasons. Every reason is
-    there, even if that makes more."""
+    there, even if that makes more. Several runs share them."""
     find: list[str] = dataclasses.field(default_factory=list)
     """Documents that must be among the samples: a doc_id, or anything that stands in title, meta (file, offset, id, url),
     text, instruction or answer. At most 50 documents each."""
@@ -51,7 +51,7 @@ def report(config: ReportConfig) -> str:
     """
     require(bool(config.runs), "give at least one run: python jobs/report.py runs/demo")
     folder, name = _target(config)
-    runs = [find_run(uri.rstrip("/")) for uri in config.runs]
+    runs = find_runs(config.runs)
     surveys = [survey(run.rows, config.samples, config.find) for run in runs]
     share = max(1, config.samples // len(runs))
     ids = list(dict.fromkeys(doc_id for one in surveys for doc_id in [*one.found, *one.sample.take(share)]))

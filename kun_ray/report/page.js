@@ -34,8 +34,8 @@
   fill("source", data.cards.map((card) => card.source));
 
   for (const card of data.cards) {
-    const parts = [card.id, card.title, card.text, card.file, JSON.stringify(card.meta), card.error];
-    card.runs.forEach((fate) => parts.push(fate.instruction, fate.answer));
+    const parts = [card.id, card.source, card.title, card.text, card.file, JSON.stringify(card.meta), card.error];
+    card.runs.forEach((fate) => parts.push(fate.reason, fate.instruction, fate.answer));
     card.haystack = parts.filter(Boolean).join("\n").toLowerCase();
   }
 
@@ -59,6 +59,10 @@
     "score-down": (card) => (card.fit.score === null ? Infinity : -card.fit.score),
     kept: (card) => (card.fit.kept === null ? Infinity : card.fit.kept),
   };
+
+  // Of Parquet an offset counts rows, of anything else bytes; a file without a suffix may be either.
+  const place = ({ file, offset }) =>
+    file.endsWith(".parquet") ? `row ${offset}, counted from 0` : `${/\.\w+$/.test(file) ? "byte" : "offset"} ${offset}`;
 
   const body = (text, query, className) => {
     const made = node("p", `body ${className || ""}`);
@@ -115,7 +119,7 @@
     const left = node("div", "text");
     head.append(node("strong", "", card.source));
     if (card.tokens !== null) head.append(node("span", "", `${whole(card.tokens)} tokens`));
-    if (card.file !== null) head.append(node("code", "", `${card.file} @ ${card.offset}`));
+    if (card.file !== null) head.append(node("code", "", `${card.file} @ ${place(card)}`));
     head.append(node("code", "", card.id));
     made.append(head);
     if (card.title) left.append(body(card.title, want.query, "instruction"));

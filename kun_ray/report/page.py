@@ -26,8 +26,8 @@ from kun_ray.report.tables import Measured
 
 HERE: Final = Path(__file__).parent
 SECTIONS: Final = (
-    ("funnel", "funnel"), ("reasons", "reasons"), ("distributions", "distributions"), ("instructions", "instructions"),
-    ("sources", "sources"), ("throughput", "throughput"), ("samples", "samples"), ("configuration", "configuration"),
+    ("differences", "what differs"), ("funnel", "funnel"), ("reasons", "reasons"), ("distributions", "distributions"),
+    ("instructions", "instructions"), ("sources", "sources"), ("throughput", "throughput"), ("samples", "samples"), ("configuration", "configuration"),
 )  # fmt: skip
 FIGURES: Final = (
     ("tokens", "Tokens", "of a document, for the label model", "tokens", ",.0f"),
@@ -64,7 +64,7 @@ def render(runs: list[Measured], cards: list[dict[str, Any]]) -> str:
         script=Markup(script),
         script_hash=f"sha256-{digest}",
         css=Markup((HERE / "page.css").read_text()),
-        sections=SECTIONS,
+        sections=SECTIONS if len(runs) > 1 else SECTIONS[1:],
         runs=[
             {
                 "name": r.run.name,
@@ -132,6 +132,7 @@ def _curves(runs: list[Measured]) -> list[dict[str, Any]]:
     if not any(found):
         return []
     curves = []
+    stage = " · ".join(dict.fromkeys(r.run.rows.name for r in runs))
     restarts = [one.restarts_s if one else [] for one in found]
     losses = [one.losses_s if one else [] for one in found]
     for key, name, axis in CURVES:
@@ -143,7 +144,7 @@ def _curves(runs: list[Measured]) -> list[dict[str, Any]]:
         ]
         dashes = [kind.removesuffix(key).strip() for kind in kinds if kind != key]
         svg = Markup(plots.lines(axis, series, restarts, losses))
-        curves.append({"name": name, "dashes": dashes, "svg": svg})
+        curves.append({"name": name, "dashes": dashes, "svg": svg, "stage": stage})
     return curves
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from kun_ray.changes import EXPORT
+
 REASONS: Final = {
     "bad_json": "the record is not valid JSON",
     "bad_encoding": "the record is not valid UTF-8",
@@ -37,10 +39,20 @@ REASONS: Final = {
     "quarantined": "engines died whenever they took this row",
     "engine_error": "the engine refused the request; the log names the error",
 }
+NOT_SELECTED: Final = {
+    "empty": "ok, but its instruction or its reply is blank: there is nothing to train on",
+    "below_threshold": "ok, but its score is below selection.threshold",
+    "over_quota": "ok, but its source has given all that selection.quotas allows it; better rows, or those drawn, came first",
+    "beyond_top_k": "ok, but selection.top_k rows came before it, by score or by chance (selection.select)",
+    "contaminated": "ok, but it shares words with a question of an examination (drop_contaminated)",
+}
+"""What an export counts in `not_selected`: why it left out a row that generate had called ok."""
 
 
-def explain(reason: str) -> str:
+def explain(reason: str, step: str = "") -> str:
     """The sentence for a reason; "" for one that this version does not know."""
+    if step == EXPORT:
+        return NOT_SELECTED.get(reason, "")
     kind, _, detail = reason.partition(":")
     if kind == "keyword":
         return f"holds 「{detail}」, one of the step's reject_words"

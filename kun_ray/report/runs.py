@@ -1,6 +1,6 @@
 """A run as the report sees it: which stage folders belong together, in the order in which rows passed them.
 
-`report` calls find_run for each folder that it is given. Stages that still run are read as far as they are; nothing is
+`report` calls find_runs for the folders that it is given. Stages that still run are read as far as they are; nothing is
 ever written here.
 """
 
@@ -14,7 +14,7 @@ from pyarrow import fs
 
 from kun_ray.changes import EXPORT, GENERATE, PREPARE, flatten, stage_of
 from kun_ray.config import KunError, without_credentials
-from kun_ray.store import MANIFEST, SUMMARY, Folder, input_fingerprint
+from kun_ray.store import MANIFEST, SUMMARY, Folder, input_fingerprint, short_names
 
 OTHER = "other"
 
@@ -55,7 +55,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Stages that belong together: a chain from prepare to export, and whatever else lies in the folder."""
+    """Stages that belong together: a chain from prepare to export, and whatever else lies in the folder, where it began."""
 
     name: str
     uri: str
@@ -77,6 +77,13 @@ class Run:
     def export(self) -> Stage | None:
         """The finished export of these rows, the newest one."""
         return next((s for s in reversed(self.stages) if s.kind == EXPORT and s.summary), None)
+
+
+def find_runs(uris: list[str]) -> list[Run]:
+    """`find_run` of each folder, under names that tell the runs apart: two exports are both called `export`."""
+    runs = [find_run(uri.rstrip("/")) for uri in uris]
+    names = short_names([Folder(run.uri).path for run in runs])
+    return [dataclasses.replace(run, name=name) for run, name in zip(runs, names, strict=True)]
 
 
 def find_run(uri: str) -> Run:
@@ -110,7 +117,9 @@ def find_run(uri: str) -> Run:
         chain.insert(0, source)
     exports = [stage for stage in found if stage.kind == EXPORT and _is_input(leaf, stage)]
     others = [stage for stage in found if stage.kind == OTHER]
-    stages = [*chain, *sorted(exports, key=lambda stage: stage.created), *others]
+    stages = [*chain, *sorted(exports, key=lambda stage: stage.created)]
+    for other in sorted(others, key=lambda stage: stage.created):  # trainings stand where they ran
+        stages.insert(next((n for n, s in enumerate(stages) if s.created > other.created), len(stages)), other)
     used = {stage.folder.path for stage in stages}
     left_out = [stage.name for stage in found if stage.folder.path not in used]
     return Run(PurePosixPath(folder.path).name, uri, stages, left_out)

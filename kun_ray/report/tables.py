@@ -9,6 +9,7 @@ import dataclasses
 from collections import Counter, defaultdict
 from typing import Any, Final
 
+from kun_ray.changes import EXPORT
 from kun_ray.progress import duration
 from kun_ray.report.openings import effective_number
 from kun_ray.report.reasons import explain
@@ -83,20 +84,25 @@ def funnel(runs: list[Measured]) -> list[dict[str, Any]]:
 
 
 def reasons(runs: list[Measured]) -> list[dict[str, Any]]:
-    """Steps in order, and below each its reasons with a sentence and one cell per run, most frequent first."""
-    per_run = [_by(r.survey, lambda key: (key[3], key[1], key[2])) for r in runs]
+    """Steps in order, and below each its reasons with a sentence and one cell per run, most frequent first.
+
+    The last step is the export, whose reasons leave out ok rows; a run without an export has no cell there.
+    """
+    per_run = [_by(r.survey, lambda key: (key[3], key[1], key[2])) + _not_selected(r.run) for r in runs]
     most = max((n for counts in per_run for (step, _, _), n in counts.items() if step), default=0)
     groups = []
-    for step in dict.fromkeys(step for r in runs for step in r.survey.steps):
+    for step in [*dict.fromkeys(step for r in runs for step in r.survey.steps), EXPORT]:
         keys = {key for counts in per_run for key in counts if key[0] == step}
         rows = [
             {
                 "step": step,
                 "status": status,
                 "reason": reason,
-                "explain": explain(reason),
+                "explain": explain(reason, step),
                 "cells": [
                     {"rows": counts[step, status, reason], "most": most, "of": r.survey.num_rows}
+                    if step != EXPORT or r.run.export
+                    else None
                     for counts, r in zip(per_run, runs, strict=True)
                 ],
             }
@@ -105,6 +111,12 @@ def reasons(runs: list[Measured]) -> list[dict[str, Any]]:
         if rows:
             groups.append({"step": step, "rows": rows})
     return groups
+
+
+def _not_selected(run: Run) -> Counter[Any]:
+    """(export, ok, reason) → ok rows that the export left out; what was not ok has its reason at an earlier step."""
+    behind = run.export.summary.get("not_selected", {}) if run.export else {}
+    return Counter({(EXPORT, OK, reason): n for reason, n in behind.items() if n and reason != "not_ok"})
 
 
 def openings(runs: list[Measured]) -> list[dict[str, Any]]:
@@ -207,8 +219,8 @@ def stages(runs: list[Measured]) -> list[dict[str, Any]]:
 
 
 def state(stage: Stage) -> str:
-    """complete, or unfinished."""
-    return "complete" if stage.folder.is_complete() else "unfinished"
+    """complete, or running or stopped: a folder does not tell which."""
+    return "complete" if stage.folder.is_complete() else "running or stopped"
 
 
 def step_order(runs: list[Measured]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from kun_ray.evaluate.statistics import (
     sign_test,
     wilson,
 )
+from kun_ray.evaluate.verdicts import read_back
+from kun_ray.store import Folder
 
 _ = None
 FOUR_OBSERVERS = [
@@ -93,3 +96,44 @@ def test_sign_test_and_mean_interval():
     )
     assert mean_interval([2.0] * 10, 1, 3) == pytest.approx([1 + 2 * end for end in wilson(5, 10)])
     assert all(math.isnan(end) for end in mean_interval([]))
+
+
+@pytest.mark.parametrize(
+    ("votes", "said", "explained"),
+    [
+        ([("right", "right")] * 8 + [("right", "both_good")] * 2, "on 8 of 10 items.*α = -0.06", True),
+        ([("right", "right")] * 5 + [("left", "left")] * 5, "on 10 of 10 items.*α = 1.00", False),
+        ([("right", "left"), ("left", "right"), ("left", "left")], "on 1 of 3 items.*α = -0.25", False),
+        ([("right", "right")] * 3, "on 3 of 3 items.*α is not defined", False),
+        ([("right", None)] * 3, "not defined", False),
+    ],
+)
+def test_agreement_is_said_plainly_and_beyond_chance(tmp_path, capsys, votes, said, explained):
+    folder = Folder(str(tmp_path))
+    items = {f"{n}": {"row": f"{n}", "sides": ["old", "new"]} for n in range(len(votes))}
+    folder.write_json("key.json", {"mode": "pairs", "names": ["old", "new"], "items": items, "review": "r"})
+    for who in (0, 1):
+        given = {f"{n}": {"choice": vote[who]} for n, vote in enumerate(votes)}
+        folder.write_json(f"{who}.json", {"review": "r", "reviewer": f"{who}", "votes": given})
+    read_back(folder, [f"{tmp_path}/{who}.json" for who in (0, 1)])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert re.search(said, printed) and ("nearly all votes are alike" in printed) == explained
+
+
+def test_agreement_on_criteria_is_said_plainly_and_beyond_chance(tmp_path, capsys):
+    folder = Folder(str(tmp_path))
+    items = {f"{n}": {"row": f"{n}", "sides": ["one"]} for n in range(10)}
+    names = {"clarity": "清晰", "use": "实用"}
+    folder.write_json(
+        "key.json", {"mode": "criteria", "names": ["one"], "items": items, "review": "r", "criteria": names}
+    )
+    for who in (0, 1):
+        given = {f"{n}": {"clarity": 2 if n == who else 3, "use": 1 + n % 2} for n in range(10)}
+        folder.write_json(f"{who}.json", {"review": "r", "reviewer": f"{who}", "votes": given})
+    found = read_back(folder, [f"{tmp_path}/{who}.json" for who in (0, 1)])
+    assert {id: (one["agreed"], one["rated_twice"]) for id, one in found["criteria"].items()} == {
+        "clarity": (8, 10),
+        "use": (10, 10),
+    }
+    printed = capsys.readouterr().out
+    assert "清晰: α is low although they agree" in printed and "实用: α" not in printed

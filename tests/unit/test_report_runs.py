@@ -9,15 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from example_run import WEB, make_run, write_stage
+from example_run import HOSTILE, WEB, make_run, write_stage
 from report_page import Page
 
+from kun_ray import selection
 from kun_ray.config import ConfigError, KunError
+from kun_ray.export import ExportConfig, export
 from kun_ray.report import write_report
-from kun_ray.report.runs import differences, find_run
-from kun_ray.report.tables import _seconds
+from kun_ray.report.reasons import explain
+from kun_ray.report.runs import differences, find_run, find_runs
+from kun_ray.report.tables import _seconds, state
 from kun_ray.report.throughput import read_throughput
 from kun_ray.schema import DOCUMENT, doc_id
+from kun_ray.selection import SelectionConfig
 from kun_ray.store import Folder, open_stage
 
 
@@ -109,6 +113,58 @@ def test_two_runs_stand_side_by_side_with_what_differs(tmp_path: Path, run: Path
     card = next(c for c in page.data["cards"] if c["text"] == WEB[9])
     assert [(fate["run"], fate["status"]) for fate in card["runs"]] == [(0, "ok"), (1, "rejected")]
     assert differences([find_run(str(run)), find_run(str(run))]) == []
+
+
+def test_what_differs_stands_above_the_funnel_of_a_comparison_only(tmp_path: Path, run: Path) -> None:
+    other = make_run(tmp_path / "strict", run / "corpora", threshold=0.8)
+    ids = [a["id"] for tag, a in Page(write_report([str(run), str(other)])).elements if tag == "section"]
+    assert ids[:3] == ["glance", "differences", "funnel"]
+    page = Page(write_report([str(run)]))
+    assert not [a for _, a in page.elements if a.get("id") == "differences" or a.get("href") == "#differences"]
+
+
+def test_runs_are_called_by_what_tells_their_folders_apart(tmp_path: Path, run: Path) -> None:
+    shutil.copytree(run, tmp_path / "again")
+    exports = [str(run / "export"), str(tmp_path / "again/export/")]
+    assert [found.name for found in find_runs(exports)] == ["run-export", "again-export"]
+    assert [found.name for found in find_runs([str(run)])] == ["run"]
+    assert Page(write_report(exports)).data["runs"] == ["run-export", "again-export"]
+
+
+def test_a_training_stands_where_it_ran_and_is_running_or_stopped(run: Path) -> None:
+    begun = {"prepare": 1, "train_label": 2, "generate": 3, "export": 4, "train_final": 5}
+    for name in ("train_final", "train_label"):
+        open_stage(str(run / name), {"training": {}}, {})
+    for name, second in begun.items():
+        manifest = json.loads((run / name / "manifest.json").read_text())
+        (run / name / "manifest.json").write_text(json.dumps(manifest | {"created": f"2026-01-01 00:00:0{second}"}))
+    found = find_run(str(run))
+    assert [stage.name for stage in found.stages] == list(begun)
+    assert [state(stage) for stage in found.stages] == [
+        "complete", "running or stopped", "complete", "complete", "running or stopped",
+    ]  # fmt: skip
+    assert "Rows per second: generate<" in Path(write_report([str(run)])).read_text(), "whose curves these are"
+
+
+def test_rows_that_an_export_leaves_out_have_their_reason(tmp_path: Path, run: Path) -> None:
+    for name, chosen in {
+        "strict": SelectionConfig(threshold=0.6, top_k=1),
+        "quota": SelectionConfig(quotas={f"web{HOSTILE}": 2.0}),
+    }.items():
+        shutil.copytree(run, tmp_path / name, ignore=shutil.ignore_patterns("export"))
+        export(ExportConfig(f"{tmp_path}/{name}/generate", f"{tmp_path}/{name}/export", selection=chosen))
+    shutil.rmtree(run / "export")
+    page = Page(write_report([str(run), *(str(tmp_path / name) for name in ("strict", "quota"))]))
+    lost = [[cell.strip().split()[0] for cell in page.row("exported")[1:]]]
+    for reason in ("below_thresholdok, but its score", "beyond_top_kok, but", "over_quotaok, but"):
+        (cells,) = [row[-3:] for row in page.rows if any(cell.strip().startswith(reason) for cell in row)]
+        lost.append([cell.strip().split()[0] for cell in cells])
+    assert lost == [["–", "1", "2"], ["–", "1", "0"], ["–", "1", "0"], ["–", "0", "1"]]
+    assert not [a for tag, a in page.elements if tag == "button" and a.get("data-step") == "export"], "no sample has it"
+
+
+def test_every_reason_of_an_export_is_explained() -> None:
+    assert [fate for fate in selection.FATES if not explain(fate, "export")] == ["exported"]
 
 
 def test_the_chain_of_a_stage_is_found_by_its_data_wherever_it_lies(tmp_path: Path, run: Path) -> None:
