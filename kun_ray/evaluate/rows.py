@@ -18,8 +18,7 @@ import pyarrow.parquet as pq
 from kun_ray import formats, store
 from kun_ray.config import ConfigError, KunError, require, without_credentials
 from kun_ray.schema import OK
-from kun_ray.store import path_parts
-from kun_ray.store import short_names as short_names  # for choice.py, too
+from kun_ray.store import path_parts, short_names
 
 Row = dict[str, Any]
 """`id`, `source`, and the columns that there are."""

@@ -11,8 +11,8 @@ import pytest
 from kun_ray import formats
 from kun_ray.config import ConfigError, KunError, load
 from kun_ray.evaluate.pairwise import PairwiseConfig, _prepare, combine, fill
-from kun_ray.evaluate.rows import Pair, folder_name, paired, read_rows, reply, short_names, source_names
-from kun_ray.store import Folder
+from kun_ray.evaluate.rows import Pair, folder_name, paired, read_rows, reply, source_names
+from kun_ray.store import Folder, short_names
 
 CONF = str(Path(__file__).parents[2] / "conf/pairwise.yaml")
 OPTIONS = ["A", "B", "C"]
