@@ -1,9 +1,9 @@
 """Kills generate again and again and counts what is lost or doubled → bench/results/soak.json. `make soak` runs it.
 
-python bench/soak.py [--kills 200] [--rows 100000] [--real 20] [--real-rows 400]
+python bench/soak.py [--kills 200] [--rows 100000] [--real 20] [--real-rows 2000]
 
 The long run has the tests' fake engine; `--real` kills come on top of it, with vLLM on a tiny model. Every kill is a
-SIGKILL of the driver: with the fake engine half of them after a random time, half once a random number of rows is written.
+SIGKILL of the driver: half of them after a random time, half once a random number of rows is written.
 The same command then goes on.
 """
 
@@ -34,7 +34,6 @@ from kun_ray import store  # noqa: E402
 from kun_ray.demo import tiny  # noqa: E402
 
 END_S = 3600.0
-ROWS_PER_FILE = 128
 
 
 def start(job: chains.Chain, log: Path, real: bool, address: str) -> subprocess.Popen[bytes]:
@@ -49,7 +48,7 @@ def start(job: chains.Chain, log: Path, real: bool, address: str) -> subprocess.
 
 def soak(folder: Path, kills: int, rows: int, real: bool, rng: random.Random) -> dict[str, Any]:
     """So many kills over one stage, a last run to the end, and what it left."""
-    model = folder / "model"
+    model, rows_per_file = folder / "model", 32 if real else 128
     tokenizer = tiny.build_tokenizer([seed["output"] for seed in tiny.seeds()])
     tiny.save(tiny.build_model(), tokenizer, model)
     source = chains.write_documents(folder / "prepare", rows, rows_per_part=5000)
@@ -61,7 +60,7 @@ def soak(folder: Path, kills: int, rows: int, real: bool, rng: random.Random) ->
         str(model),
         plan,
         {"all": ["label", "score", "polish"]},
-        rows_per_file=64 if real else ROWS_PER_FILE,
+        rows_per_file=rows_per_file,
         ray={"log_every_s": 5.0},
     )
     if real:  # a model that has learnt nothing decodes to the limit, which is short here
@@ -72,11 +71,11 @@ def soak(folder: Path, kills: int, rows: int, real: bool, rng: random.Random) ->
     while done < kills:
         process = start(job, folder / "log", real, address)
         try:
-            if real or done % 2:  # from the start of the driver to well into its work
-                process.wait(rng.uniform(1.0, 90.0 if real else 25.0))
+            if done % 2:  # from the start of the driver to well into its work
+                process.wait(rng.uniform(1.0, 60.0 if real else 25.0))
             else:  # while it writes, however long this machine takes to start; the rows are to last for all kills
                 share = rng.uniform(0.0, 3.0) * (rows - written) / (kills - done)
-                await_parts(job.folder(), len(job.folder().parts()) + int(share) // ROWS_PER_FILE, process)
+                await_parts(job.folder(), len(job.folder().parts()) + int(share) // rows_per_file, process)
                 process.wait(rng.uniform(0.0, 1.0))
         except subprocess.TimeoutExpired:
             pass
@@ -130,7 +129,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--real", type=int, default=20, help="kills with vLLM; 0 leaves them out")
-    parser.add_argument("--real-rows", type=int, default=400)
+    parser.add_argument("--real-rows", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=REPO / "bench/results/soak.json")
     args = parser.parse_args()
