@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
+from test_estimate import corpus
 
-from kun_ray import store
 from kun_ray.capacity import CARDS, Traffic, capacity, smallest_change
 from kun_ray.config import ConfigError, load, top_level_keys
 from kun_ray.cost import cost_of, cost_of_files
 from kun_ray.demo.layout import clean_texts
-from kun_ray.estimate import sample_corpora
 from kun_ray.plan import GeneratePlan, PipelinePlan, PreparePlan, TrainPlan, plan, schema_of, sizes_at
 from kun_ray.pool import PoolConfig
-from kun_ray.prepare import ONE_CORE
 from kun_ray.progress import duration
-from kun_ray.schema import DOCUMENT, doc_id, to_table
 from kun_ray.train.config import LoraConfig
 from kun_ray.workload import Work, traffic
 
@@ -132,20 +127,6 @@ def test_documents_are_counted_in_a_sample(tmp_path: Path, model_folder: Any, ca
     assert re.search(r"(8[5-9]|90)% pass the filters", capsys.readouterr().out)  # a tenth is too short
 
 
-def test_a_finished_run_corrects_the_speed(tmp_path: Path, model_folder: Any, capsys: Any) -> None:
-    source = prepared(tmp_path, 50, 40)
-    argv = [str(REPO / "conf/prompts.yaml"), f"input={source}", f"output={tmp_path}/out", "pools.p.steps=[label]"]
-    argv += [f"pools.p.model={model_folder()}", "pools.p.accelerator=cpu"]
-    (before,) = plan(load(GeneratePlan, argv))
-    counters = {"answered": 50, "prompt_tokens": 5000, "cached_tokens": 1000, "output_tokens": 1000}
-    seconds = []
-    for busy in (1000.0, 2000.0):
-        done = measured_by(tmp_path, f"done-{busy}", model_folder(), {**counters, "busy_s": busy})
-        seconds.append(plan(load(GeneratePlan, [*argv, f"measured=['{done}']"]))[0].seconds)
-    assert "speeds corrected by 1 measured runs" in capsys.readouterr().out
-    assert seconds[1] == pytest.approx(2 * seconds[0]) and seconds[0] != pytest.approx(before.seconds)
-
-
 def test_the_kind_of_configuration_is_found_by_its_keys() -> None:
     for name, kind in (
         ("pipeline/demo", PipelinePlan),
@@ -166,95 +147,6 @@ def test_the_kind_of_configuration_is_found_by_its_keys() -> None:
                 GeneratePlan, [str(REPO / "conf/label.yaml"), "input=/nowhere", "output=x", f"pools.label.model={REPO}"]
             )
         )
-
-
-def corpus(folder: Path, name: str, texts: list[str], ascii_only: bool = False) -> str:
-    """A jsonl file as the entry of `corpora` that names it."""
-    lines = "".join(json.dumps({"text": text}, ensure_ascii=ascii_only) + "\n" for text in texts)
-    (folder / f"{name}.jsonl").write_text(lines)
-    return f"{{name: {name}, format: jsonl, paths: [{folder}/{name}.jsonl]}}"
-
-
-def sampled(folder: Path, *corpora: str, **options: Any) -> tuple[Any, Any]:
-    config = load(PreparePlan, [f"corpora=[{','.join(corpora)}]", f"output={folder}/out"])
-    return sample_corpora(config, dataclasses.replace(config, **options))
-
-
-def test_each_corpus_is_scaled_by_itself(tmp_path: Path) -> None:
-    text = clean_texts()[0][:90]
-    short = corpus(tmp_path, "short", [f"{n}{text}" for n in range(24_000)])
-    long = corpus(tmp_path, "long", [f"{n}{text}" * 40 for n in range(600)])
-    total, work = sampled(tmp_path, short, long)
-    assert total.records == pytest.approx(24_600, rel=0.02)
-    assert "(short 24," in work.notes[0] and "long 600)" in work.notes[0]
-    alone = [sampled(tmp_path, one)[0].records for one in (short, long)]
-    assert total.records == pytest.approx(sum(alone), rel=0.02)
-
-
-def test_a_corpus_of_few_files_is_sampled_beside_one_of_many(tmp_path: Path) -> None:
-    text = clean_texts()[0]
-    many = [corpus(tmp_path, f"many-{n:02}", [f"{n}{text}"] * 50) for n in range(40)]
-    (tmp_path / "folder").mkdir()
-    for entry in many:
-        name = entry.split(",")[0].removeprefix("{name: ")
-        (tmp_path / f"{name}.jsonl").rename(tmp_path / "folder" / f"{name}.jsonl")
-    few = corpus(tmp_path, "few", [f"{n}{text}" for n in range(7)])
-    total, work = sampled(tmp_path, f"{{name: many, format: jsonl, paths: [{tmp_path}/folder]}}", few)
-    assert "many 2,000, few 7)" in work.notes[0] and total.records == pytest.approx(2007)
-
-
-def test_escaped_and_failed_records_do_not_mislead(tmp_path: Path) -> None:
-    text = clean_texts()[0]
-    escaped = corpus(tmp_path, "escaped", [f"{n}{text}" for n in range(6000)], ascii_only=True)
-    total, _ = sampled(tmp_path, escaped, sample_records=300)
-    assert total.records == pytest.approx(6000, rel=0.02)
-    (tmp_path / "broken.jsonl").write_text('{"other": "no text in it"}\n' * 6000)
-    broken = f"{{name: broken, format: jsonl, paths: [{tmp_path}/broken.jsonl]}}"
-    total, work = sampled(tmp_path, broken, sample_records=300)
-    assert total.records == pytest.approx(6000, rel=0.02) and work.documents == 0
-
-
-def test_the_first_sample_takes_no_longer_than_the_second(tmp_path: Path, model_folder: Any) -> None:
-    argv = [f"corpora=[{corpus(tmp_path, 's', clean_texts() * 20)}]", f"output={tmp_path}/out"]
-    config = load(PreparePlan, [*argv, f"tokenizer={model_folder('fresh')}", "sample_records=100"])
-    before = {name: os.environ.get(name) for name in ONE_CORE}
-    first, second = (sample_corpora(config, config)[0].core_seconds for _ in range(2))
-    assert first < 2.5 * second  # with the tokenizer's loading in it, it was five times as long
-    assert {name: os.environ.get(name) for name in ONE_CORE} == before
-
-
-def part(stage: store.Folder, num_rows: int, tokens: int | None) -> None:
-    """Gives a stage folder rows."""
-    rows = [
-        {"doc_id": doc_id("s", "f", n, ""), "source": "s", "text": "好", "meta": "{}", "tokens": tokens, "status": "ok"}
-        for n in range(num_rows)
-    ]
-    pq.write_table(to_table(rows, DOCUMENT), stage.child("part-0.parquet"))
-
-
-def prepared(folder: Path, num_rows: int, tokens: int | None) -> str:
-    stage = store.open_stage(str(folder / "prepare"), {}, {})
-    part(stage, num_rows, tokens)
-    stage.finish({"rows": num_rows})
-    return stage.uri
-
-
-def measured_by(folder: Path, name: str, model: str, counters: dict[str, float]) -> str:
-    """A finished generate stage of one pool on CPUs, with these counters in its summary."""
-    pools = {"p": {"model": model, "steps": ["label"], "accelerator": "cpu"}}
-    stage = store.open_stage(str(folder / name), {}, {"pools": pools})
-    part(stage, 50, 40)
-    stage.finish({"elapsed_s": 3000.0, "pools": {"p": counters}})
-    return stage.uri
-
-
-def test_uncounted_tokens_are_asked_for(tmp_path: Path, model_folder: Any) -> None:
-    argv = [str(REPO / "conf/label.yaml"), f"input={prepared(tmp_path, 5, None)}", f"output={tmp_path}/out"]
-    argv += [f"pools.label.model={model_folder()}"]
-    with pytest.raises(ConfigError, match="without a tokenizer: give tokens_per_document="):
-        plan(load(GeneratePlan, argv))
-    (line,) = plan(load(GeneratePlan, [*argv, "tokens_per_document=40"]))
-    assert line.seconds > 0
 
 
 GENERATE = [str(REPO / "conf/generate.yaml"), "input=/nowhere", "output=/nowhere/out", f"model_config={YI}"]
@@ -339,71 +231,6 @@ def test_only_a_model_that_this_run_trains_has_the_sizes_of_its_base(
     assert all(line.runs for line in plan(load(PipelinePlan, argv)))
     with pytest.raises(ConfigError, match="there is no folder org/label-6b here"):
         plan(load(PipelinePlan, [*argv, "models.label=org/label-6b"]))
-
-
-def training(model: str, *entries: str, **options: Any) -> Any:
-    argv = [f"data=[{','.join(entries)}]", f"model={model}", "output=/nowhere/out", "epochs=2"]
-    (line,) = plan(load(TrainPlan, [*argv, *(f"{key}={value}" for key, value in options.items())]))
-    return line
-
-
-def test_samples_of_a_training_are_those_of_all_its_data(tmp_path: Path, model_folder: Any, capsys: Any) -> None:
-    model = model_folder()
-    for name, count in (("a", 30), ("b", 70)):
-        (tmp_path / f"{name}.jsonl").write_text('{"instruction": "如何学习？", "output": "多读书。"}\n' * count)
-    a, b = f"path: {tmp_path}/a.jsonl", f"path: {tmp_path}/b.jsonl"
-    both = training(model, f"{{{a}}}", f"{{{b}}}")
-    assert both.what.startswith("100 samples × 2 epochs")
-    assert training(model, f"{{{a}, weight: 2}}", f"{{{b}, max_samples: 10}}").what.startswith("70 samples")
-    assert training(model, f"{{{a}}}", f"{{{b}}}", batch_size=10, max_steps=10).seconds == pytest.approx(
-        both.seconds / 2
-    )
-    capsys.readouterr()
-    assert training(model, f"{{{a}}}", "{path: /nowhere/c.jsonl, weight: 2}").what.startswith("20,030 samples")
-    assert "assumed: 10,000 pairs in /nowhere/c.jsonl, which is not there" in capsys.readouterr().out
-
-
-def test_an_export_that_is_there_counts_once(tmp_path: Path, model_folder: Any) -> None:
-    (tmp_path / "seeds.jsonl").write_text('{"instruction": "问", "output": "答"}\n' * 30)
-    model, run = model_folder(), tmp_path / "kun"
-    argv = [
-        str(REPO / "conf/pipeline/yi-34b.yaml"),
-        f"output={run}",
-        f"seeds={tmp_path}/seeds.jsonl",
-        "held_out=/nowhere/h",
-    ]
-    argv += [
-        "num_documents=1000",
-        "tokens_per_document=30",
-        f"models={{base: {model}, label: {model}, score: {model}, polish: {model}}}",
-    ]
-    for expected in ("530 samples", "50 samples"):  # half of the documents are accepted; the export holds 20
-        final = {line.stage: line for line in plan(load(PipelinePlan, argv))}["train_final"]
-        assert final.what.startswith(expected)
-        (run / "export/sharegpt").mkdir(parents=True, exist_ok=True)
-        turns = [{"from": "human", "value": "问"}, {"from": "gpt", "value": "答"}]
-        (run / "export/sharegpt/train.jsonl").write_text((json.dumps({"conversations": turns}) + "\n") * 20)
-        (run / "export/dataset_info.json").write_text("{}")
-
-
-def test_a_measured_run_is_compared_with_its_own_model(tmp_path: Path, model_folder: Any) -> None:
-    counters = {"answered": 50, "prompt_tokens": 5000, "cached_tokens": 0, "output_tokens": 1000, "busy_s": 100.0}
-    done = measured_by(tmp_path, "done", model_folder(), counters)
-    argv = [
-        str(REPO / "conf/label.yaml"),
-        "input=/nowhere",
-        "output=/nowhere/out",
-        f"pools.label.model={model_folder()}",
-    ]
-    argv += ["num_documents=100", "tokens_per_document=30", f"measured=['{done}']"]
-    own, other = (plan(load(GeneratePlan, [*argv, *more]))[0] for more in ([], [f"model_config={YI}"]))
-    plain = [plan(load(GeneratePlan, [*argv[:-1], *more]))[0].seconds for more in ([], [f"model_config={YI}"])]
-    assert own.seconds / plain[0] == pytest.approx(other.seconds / plain[1])
-    lost = measured_by(tmp_path, "lost", "/nowhere/model", counters)
-    with pytest.raises(
-        ConfigError, match="lost ran /nowhere/model, and must be compared with its sizes: there is no fol"
-    ):
-        plan(load(GeneratePlan, [*argv[:-1], f"measured=['{lost}']", f"model_config={YI}"]))
 
 
 def test_float32_keeps_float32_keys() -> None:
