@@ -74,7 +74,7 @@ def soak(folder: Path, kills: int, rows: int, real: bool, rng: random.Random) ->
             if done % 2:  # from the start of the driver to well into its work
                 process.wait(rng.uniform(1.0, 60.0 if real else 25.0))
             else:  # while it writes, however long this machine takes to start; the rows are to last for all kills
-                share = rng.uniform(0.0, 3.0) * (rows - written) / (kills - done)
+                share = min(rng.uniform(0.0, 3.0) / (kills - done), 0.5) * (rows - written)
                 await_parts(job.folder(), len(job.folder().parts()) + int(share) // rows_per_file, process)
                 process.wait(rng.uniform(0.0, 1.0))
         except subprocess.TimeoutExpired:
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--real", type=int, default=20, help="kills with vLLM; 0 leaves them out")
-    parser.add_argument("--real-rows", type=int, default=2000)
+    parser.add_argument("--real-rows", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=REPO / "bench/results/soak.json")
     args = parser.parse_args()

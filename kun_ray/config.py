@@ -143,7 +143,7 @@ def without_credentials(text: str) -> str:
 
 
 def run_job(schema: type[T], main: Callable[[T], object], doc: str | None, positional: str | None = None) -> None:
-    """The body of every script under jobs/: parse, call `main`, which calls `show_config`, exit with a status.
+    """The body of every script under jobs/: parse, call `main` (which may call `show_config`), exit with a status.
 
     With `positional`, arguments that are neither a YAML file nor key=value are values of that field, which is a list or
     takes one. `--key value` and `--key=value` are key=value.
@@ -176,8 +176,8 @@ def run_job(schema: type[T], main: Callable[[T], object], doc: str | None, posit
 
 
 def show_config() -> None:
-    """Prints the job's resolved configuration, once. A job calls it when all its checks have passed, so that an error
-    that they find is not buried under 150 lines. Does nothing in a process that `run_job` has not started."""
+    """Prints the job's resolved configuration, once. A job that makes data calls it when all its checks have passed, so that
+    an error that they find is not buried under 150 lines. Does nothing in a process that `run_job` has not started."""
     while _unshown:
         print(_unshown.pop(), flush=True)
 

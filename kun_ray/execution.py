@@ -165,7 +165,7 @@ def drop_unfinished(folder: Folder) -> None:
     known = {name.removesuffix(".parquet") for name in by_name if not name.endswith(PENDING)}
     for name in [name for name in by_name if name.endswith(PENDING)]:
         written = name.removesuffix(PENDING)
-        unfinished = [path for path in parts if _is_part_of(path, written)]
+        unfinished = [p for p in parts if p.rsplit("/", 1)[-1].startswith((f"{written}-", f"{written}."))]
         repeated = [by_name[other] for other in (f"{written}.parquet",) if other in by_name]
         for path in [*unfinished, *repeated, by_name[name]]:  # the record last: a kill in between changes nothing
             filesystem.delete_file(path)
@@ -175,14 +175,13 @@ def drop_unfinished(folder: Folder) -> None:
             filesystem.delete_file(path)
 
 
-def _is_part_of(path: str, written: str) -> bool:
-    return path.rsplit("/", 1)[-1].startswith((f"{written}-", f"{written}."))
-
-
 def write(dataset: ray.data.Dataset, folder: Folder, rows_per_file: int) -> None:
-    """Runs the dataset and writes `part-*.parquet` of `rows_per_file` rows; a written file's rows never run again."""
-    dataset.repartition(target_num_rows_per_block=rows_per_file, strict=True).write_parquet(
-        folder.path, filesystem=folder.filesystem, filename_provider=PartNames()
+    """Runs the dataset and writes `part-*.parquet`; a written file's rows never run again.
+
+    Blocks are written whole: a file takes them until it has `rows_per_file` rows, and the last file what is left.
+    """
+    dataset.write_parquet(
+        folder.path, filesystem=folder.filesystem, filename_provider=PartNames(), min_rows_per_file=rows_per_file
     )
 
 

@@ -28,11 +28,11 @@ from kun_ray.fingerprint import fingerprint
 from kun_ray.headroom import check_pools
 from kun_ray.lease import LEASE_S
 from kun_ray.metrics import shown_as
-from kun_ray.pool import DEFERRED, Pool, PoolConfig
+from kun_ray.pool import Pool, PoolConfig
 from kun_ray.progress import Monitor, duration
 from kun_ray.prompts import load_tokenizer
 from kun_ray.room import accelerators, require_local_cores, require_local_gpus, wait_for_room
-from kun_ray.schema import FAILED, OK, STATUSES, STEP_RESULTS
+from kun_ray.schema import FAILED, OK, STATUSES, STEP_RESULTS, without_deferred
 from kun_ray.startup import Startup
 from kun_ray.steps import COLUMNS_READ, StepsConfig, build_step
 from kun_ray.suspects import SUSPECTS
@@ -209,15 +209,18 @@ def build_dataset(
         documents, board: rows as prepare writes them; handle of the Board.
         ok_share: part of the documents with status ok.
     """
-    dataset, busy_share = documents, ok_share
+    dataset, busy_share, rows_per_block = documents, ok_share, 0
     num_engines = placement.num_cpu_engines(config.pools.values())
     steps = with_absolute_adapters(config.steps)
     for name, pool in config.pools.items():
         pool = dataclasses.replace(pool, model=models.absolute(pool.model))
         concurrent = pool.num_concurrent_blocks(busy_share)
         busy_share /= 2  # about as many rows as a step settles in Kun; too low a guess only costs a few idle blocks
+        if pool.rows_per_block != rows_per_block:  # a task for each block; pools hand out blocks as they came
+            rows_per_block = pool.rows_per_block
+            dataset = dataset.repartition(target_num_rows_per_block=rows_per_block)
         # not map_batches, which wants a batch size when there are GPUs; a pool takes a block as it is
-        dataset = dataset.repartition(target_num_rows_per_block=pool.rows_per_block).map_batches_internal(
+        dataset = dataset.map_batches_internal(
             shown_as(Pool, name, pool.steps),
             fn_constructor_args=(name, pool, steps, board),
             batch_size=None,
@@ -231,7 +234,8 @@ def build_dataset(
             ),
             **placement.actor_options(pool, [] if groups is None else groups, num_engines),
         )
-    return dataset.filter(expr=f"status != '{DEFERRED}'")
+    # not filter, which Ray Data does not run in one task with the write: that is one more task for each block
+    return dataset.map_batches(without_deferred, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
 
 
 def preflight(config: GenerateConfig, source: store.Folder) -> None:
@@ -244,9 +248,7 @@ def preflight(config: GenerateConfig, source: store.Folder) -> None:
     require(not unknown, f"{config.input} has rows of status {unknown}; kun_ray knows {', '.join(STATUSES)}")
     wanted = statuses.filter(pc.equal(statuses["status"], OK))
     if wanted.num_rows == 0:
-        raise ConfigError(
-            f"{config.input} has {statuses.num_rows} rows, but none with status ok: there is nothing to do"
-        )
+        raise ConfigError(f"{config.input} has {statuses.num_rows} rows, but none with status ok: nothing to do")
     longest = pc.max(wanted["tokens"]).as_py() or 0
     for name, pool in config.pools.items():
         check_engine_installed(pool)
@@ -257,10 +259,8 @@ def preflight(config: GenerateConfig, source: store.Folder) -> None:
                 *(["text"] if step == "score" and config.steps.score and config.steps.score.input == "pair" else []),
             ]
             missing = [column for column in needs if column not in columns]
-            require(
-                not missing,
-                f"pools.{name} runs `{step}`, which reads {', '.join(missing)}: run the step that writes it first",
-            )
+            what = f"pools.{name} runs `{step}`, which reads {', '.join(missing)}"
+            require(not missing, f"{what}: run the step that writes it first")
             columns |= {field.name for field in STEP_RESULTS[step]}
         _check_model(name, pool, config.steps, longest)
 

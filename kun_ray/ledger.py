@@ -59,11 +59,13 @@ class Ledger:
         """What the whole stage has cost, for summary.json.
 
         `output_tokens` were decoded, `useful_output_tokens` stand in the rows, `tokens_redone` is the rest: replies that
-        a kill lost or that `retry` replaced. Tokens of replies that were cut off unfinished are not counted.
+        a kill lost or that `retry` replaced: at least so many, for a killed run's last seconds are in no file. Tokens of
+        replies that were cut off unfinished are not counted.
         """
         totals = self.with_earlier(self._pools)
         decoded = int(sum(counters.get("output_tokens", 0) for counters in totals.values()))
-        useful = min(decoded, sum(_sum(folder, f"{step}_output_tokens") for step in steps))
+        useful = sum(_sum(folder, f"{step}_output_tokens") for step in steps)
+        decoded = max(decoded, useful)  # runs that were killed had done more than they could note
         elapsed = self._before_s + self._elapsed_s()
         return {
             "runs": self.runs,

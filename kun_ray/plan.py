@@ -16,7 +16,7 @@ from typing import Any
 from kun_ray import capacity, models, store
 from kun_ray.bill import Line, hold_together, show
 from kun_ray.capacity import CARDS, TRAIN_MFU, Card, Traffic
-from kun_ray.config import ConfigError, one_of, require, show_config
+from kun_ray.config import ConfigError, one_of, require
 from kun_ray.cost import Cost, cost_of
 from kun_ray.estimate import COMPRESSION, sample_corpora
 from kun_ray.export import ExportConfig
@@ -97,7 +97,6 @@ def plan(config: Any) -> list[Line]:
             lines += plan_generate(name, stage, work, config, factor, trained)
         elif isinstance(stage, TrainConfig):
             lines.append(plan_training(name, stage, work, config, exports))
-    show_config()
     assumed = f"{capacity.PREFILL_EFFICIENCY:.0%} of {config.card}'s FLOPs in prefill, {capacity.DECODE_EFFICIENCY:.0%} of its bandwidth in decoding, {TRAIN_MFU:.0%} MFU"
     notes = [
         *work.notes,

@@ -31,15 +31,13 @@ from kun_ray.metrics import Meters
 from kun_ray.models import fetch_model
 from kun_ray.prompts import load_tokenizer, stop_token_ids
 from kun_ray.replies import Reply
-from kun_ray.schema import FAILED, OK, changed, step_fields, with_steps
+from kun_ray.schema import DEFERRED, FAILED, OK, changed, step_fields, with_steps
 from kun_ray.steps import STEPS, Step, StepsConfig, build_step
 from kun_ray.suspects import QUARANTINED, Breaker, Flight, flight_path, groups, identity, left_behind
 
 logger = logging.getLogger(__name__)
 
 RESTART_TRIES, RESTART_PAUSE_S = 3, 10.0
-DEFERRED = "deferred"
-"""Status of a row that a stopping run did not start; such rows are dropped before the write, so the next run does them."""
 
 
 @dataclasses.dataclass
@@ -64,8 +62,9 @@ class PoolConfig(EngineConfig):
     """Rows that were in an engine when it died run again apart from all others, so many at a time. 1 finds a row that
     kills engines by its second death. More lose less time after a death that no row is to blame for, and cost a row that
     is to blame one more death."""
-    rows_per_block: int = 64
-    """Rows that travel together between pools. Smaller ones lose less at a kill; larger ones cost less to move."""
+    rows_per_block: int = 128
+    """Rows that travel together between pools. Smaller ones lose less at a kill; larger ones cost less to move, and pools
+    that agree on them move them for less."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -196,7 +196,8 @@ def _clean(
                 batch_format="pyarrow",
                 runtime_env={"env_vars": ONE_CORE},
             )
-            execution.write(documents, clean, config.rows_per_file)
+            blocks = documents.repartition(target_num_rows_per_block=config.rows_per_file, strict=True)
+            execution.write(blocks, clean, config.rows_per_file)
         num_read, num_written = num_rows_read(counts, len(files)), clean.num_rows()
         if num_read != num_written:
             raise KunError(

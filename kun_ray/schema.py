@@ -11,6 +11,7 @@ import hashlib
 from typing import Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 OK: Final = "ok"
 REJECTED: Final = "rejected"
@@ -18,6 +19,8 @@ REJECTED: Final = "rejected"
 FAILED: Final = "failed"
 """An accident: the row could not be read or processed."""
 STATUSES: Final = (OK, REJECTED, FAILED)
+DEFERRED: Final = "deferred"
+"""A row that a stopping run did not start. Such rows are never written, so the next run does them."""
 
 DOCUMENT: Final = pa.schema(
     [
@@ -92,6 +95,11 @@ def to_table(rows: list[dict[str, object]], schema: pa.Schema) -> pa.Table:
     """Rows as a table of exactly `schema`; a missing key is null. Raises pa.ArrowInvalid on a wrong type."""
     columns = [pa.array([row.get(field.name) for row in rows], field.type) for field in schema]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def without_deferred(block: pa.Table) -> pa.Table:
+    """The rows of `block` that may be written."""
+    return block.filter(pc.not_equal(block["status"], DEFERRED))
 
 
 def changed(block: pa.Table, rows: list[dict[str, object]], schema: pa.Schema, names: set[str]) -> pa.Table:

@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from kun_ray import store
-from kun_ray.config import ConfigError, require, show_config, to_dict
+from kun_ray.config import ConfigError, require, to_dict
 from kun_ray.evaluate import verdicts
 from kun_ray.evaluate.rows import Pair, paired, read_pairs, source_names
 
@@ -99,7 +99,6 @@ def make(config: ReviewConfig) -> dict[str, Any]:
     key["review"] = hashlib.blake2b(json.dumps([key, shown]).encode(), digest_size=16).hexdigest()
     fingerprint = {"answers": key["review"], "names": names, "seed": config.seed}
     folder = store.open_stage(config.output, fingerprint, to_dict(config))
-    show_config()
     data = {"review": key["review"], "mode": key["mode"], "items": shown}
     if len(names) == 1:
         data["criteria"] = [

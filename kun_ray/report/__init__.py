@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from kun_ray.changes import PREPARE
-from kun_ray.config import KunError, require, show_config, without_credentials
+from kun_ray.config import KunError, require, without_credentials
 from kun_ray.report import cards, excerpts
 from kun_ray.report.page import render
 from kun_ray.report.runs import Run, find_runs
@@ -61,7 +61,6 @@ def report(config: ReportConfig) -> str:
         for run, one in zip(runs, surveys, strict=True)
     ]
     page = render(measured, cards.cards(sampled))
-    show_config()
     written = without_credentials(folder.below(name).uri)
     try:
         folder.filesystem.create_dir(folder.path, recursive=True)

@@ -51,6 +51,13 @@ def test_runs_add_up(tmp_path: Path) -> None:
     assert summary["elapsed_s"] >= 0 and summary["rows_per_s"] > 0
 
 
+def test_what_a_killed_run_could_not_note_is_in_its_rows(tmp_path: Path) -> None:
+    folder = stage(tmp_path, [10, 20, None])
+    Ledger(folder).note({"p": {"output_tokens": 12}})  # and killed
+    summary = Ledger(folder).summary(folder, ["label"], 3)
+    assert (summary["output_tokens"], summary["useful_output_tokens"], summary["tokens_redone"]) == (30, 30, 0)
+
+
 def test_counters_that_are_0_stay(tmp_path: Path) -> None:
     book = Ledger(stage(tmp_path, [1]))
     book.note({"p": {"answered": 3, "cached_tokens": 0}})
