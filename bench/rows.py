@@ -1,10 +1,12 @@
 """What a row costs besides the model: the whole generate job with an engine that answers at once.
 
-    python bench/rows.py [--rows 10000 100000 1000000] [--out build/bench]
+    python bench/rows.py [--rows 10000 100000 1000000] [--rows-per-block 512] [--out DIR]
 
-For each number of rows: seconds, CPU seconds of all processes, the driver's memory, bytes spilled; then a resume: the job is
-stopped halfway by SIGKILL and the time from the same command to its first new row is taken. The cost of a row is the
-difference between two sizes over the difference of their rows, so that starting Ray does not count.
+For each number of rows: seconds, CPU seconds of the driver and of all processes, the driver's memory, bytes spilled; then a
+resume: the job is stopped halfway by SIGKILL and the time from the same command to its first new file is taken. The cost of a
+row is the difference between two sizes over the difference of their rows, so that starting Ray does not count. The driver is
+the one process of which a cluster has no more than a laptop; all others grow with the replicas. The second size runs once
+more with the blocks that a user gets without asking.
 """
 
 from __future__ import annotations
@@ -13,8 +15,6 @@ import argparse
 import contextlib
 import json
 import math
-import os
-import platform
 import signal
 import subprocess
 import sys
@@ -28,7 +28,10 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 import yaml
+from machine import RESULTS, versions, write
+from ray._private import internal_api
 from transformers import LlamaConfig
 
 import kun_ray.generate as stage
@@ -74,20 +77,23 @@ class FreePool(Pool):
 
 
 class Meter:
-    """CPU seconds of this process tree, and the largest memory of its root."""
+    """CPU seconds of this process and of its tree, without its own, and the largest memory of this process."""
 
     def __init__(self) -> None:
         self.memory_mb = 0.0
+        self._own = 0.0
         self._seconds: dict[tuple[int, float], float] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
-    def end(self) -> float:
-        """Stops measuring; returns the CPU seconds."""
+    def end(self) -> tuple[float, float]:
+        """Stops measuring; returns the CPU seconds of this process and of all."""
         self._ended.set()
         self._thread.join()
-        return sum(self._seconds.values())
+        root = psutil.Process()
+        driver = self._seconds[root.pid, root.create_time()] - self._own
+        return driver, sum(self._seconds.values()) - self._own
 
     def _watch(self) -> None:
         root = psutil.Process()
@@ -99,14 +105,16 @@ class Meter:
                     self._seconds[process.pid, process.create_time()] = times.user + times.system
                 except psutil.Error:
                     continue
-            if self._ended.wait(0.5):
+            self._own = time.thread_time()
+            if self._ended.wait(2.0):
                 return
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    parser.add_argument("--rows-per-block", type=int, default=512)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--run", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
@@ -115,21 +123,28 @@ def main() -> None:
     found = []
     for num_rows in options.rows:
         with tempfile.TemporaryDirectory() as folder:
-            found.append(measure(Path(folder), num_rows))
+            found.append(measure(Path(folder), num_rows, options.rows_per_block))
         print(json.dumps(found[-1]), flush=True)
     small, large = found[0], found[-1]
+    with tempfile.TemporaryDirectory() as folder:
+        default = whole_run(write_input(Path(folder), found[1]["rows"]))
     result = {
+        "steps": "label, score, polish",
+        "rows_per_block": options.rows_per_block,
         "sizes": found,
-        "us_per_row": cost(small, large, "seconds"),
-        "cpu_us_per_row": cost(small, large, "cpu_s"),
-        "driver_memory_growth": round(large["memory_mb"] / found[-2]["memory_mb"] - 1, 3) if len(found) > 1 else None,
-        "machine": platform.processor() or platform.machine(),
-        "cpus": os.cpu_count(),
-        "date": time.strftime("%F"),
+        **costs(small, large),
+        "driver_memory_growth": round(large["memory_mb"] / found[-2]["memory_mb"] - 1, 3),
+        "blocks_by_default": {**default, **costs(small, {**default, "rows": found[1]["rows"]})},
+        "mark": {"us_per_row": 100, "driver_memory_growth": 0.1, "spilled_bytes": 0, "resume_s": 60},
+        "versions": versions("ray", "pyarrow"),
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "rows.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps({key: value for key, value in result.items() if key != "sizes"}, indent=2))
+    print(json.dumps(result, indent=2), f"\n{write(options.out, 'rows', result)}")
+
+
+def costs(small: dict[str, Any], large: dict[str, Any]) -> dict[str, float | None]:
+    """Microseconds of each further row: of the clock, of the driver's core, of all cores together."""
+    keys = {"us_per_row": "seconds", "driver_us_per_row": "driver_cpu_s", "cpu_us_per_row": "cpu_s"}
+    return {name: cost(small, large, key) for name, key in keys.items()}
 
 
 def cost(small: dict[str, Any], large: dict[str, Any], key: str) -> float | None:
@@ -138,17 +153,25 @@ def cost(small: dict[str, Any], large: dict[str, Any], key: str) -> float | None
     return round((large[key] - small[key]) / rows * 1e6, 1) if rows else None
 
 
-def measure(folder: Path, num_rows: int) -> dict[str, Any]:
+COMMAND = [sys.executable, __file__, "--run"]
+
+
+def measure(folder: Path, num_rows: int, rows_per_block: int) -> dict[str, Any]:
     """One whole run, and one that is killed halfway and resumed."""
-    config = write_input(folder, num_rows)
-    command = [sys.executable, __file__, "--run"]
-    whole = subprocess.run([*command, str(config)], capture_output=True, text=True)
+    config = write_input(folder, num_rows, rows_per_block=rows_per_block)
+    figures = whole_run(config)
+    again = folder / "again.yaml"
+    again.write_text(config.read_text().replace("/out", "/resumed"))
+    return {"rows": num_rows, **figures, "resume_s": resume(again, folder / "resumed", num_rows, COMMAND)}
+
+
+def whole_run(config: Path) -> dict[str, Any]:
+    """What a run in a process of its own has cost."""
+    whole = subprocess.run([*COMMAND, str(config)], capture_output=True, text=True)
     if whole.returncode:
         raise RuntimeError(whole.stderr[-2000:])
     figures: dict[str, Any] = json.loads(whole.stdout.splitlines()[-1])
-    again = folder / "again.yaml"
-    again.write_text(config.read_text().replace("/out", "/resumed"))
-    return {"rows": num_rows, **figures, "resume_s": resume(again, folder / "resumed", num_rows, command)}
+    return figures
 
 
 def resume(config: Path, output: Path, num_rows: int, command: list[str]) -> float:
@@ -185,20 +208,25 @@ def run(config: str) -> dict[str, Any]:
     meter, started = Meter(), time.monotonic()
     summary = stage.generate(load(GenerateConfig, [config]))
     elapsed = time.monotonic() - started
-    cpu = meter.end()
+    driver, cpu = meter.end()
     assert summary["ok"] == summary["rows_in"], summary
-    spilled = sum(
-        path.stat().st_size for path in Path(tempfile.gettempdir()).glob("ray/session_latest/ray_spilled_objects*/*")
-    )
+    address = ray.get_runtime_context().gcs_address
+    stored = internal_api.get_memory_info_reply(internal_api.get_state_from_address(address)).store_stats
     return {
         "seconds": round(elapsed, 2),
+        "driver_cpu_s": round(driver, 2),
         "cpu_s": round(cpu, 2),
         "memory_mb": round(meter.memory_mb),
-        "spilled_bytes": spilled,
+        "spilled_bytes": stored.spilled_bytes_total,
     }
 
 
-def write_input(folder: Path, num_rows: int, steps: Sequence[str] = ("label", "score", "polish")) -> Path:
+def write_input(
+    folder: Path,
+    num_rows: int,
+    steps: Sequence[str] = ("label", "score", "polish"),
+    rows_per_block: int | None = None,
+) -> Path:
     """A finished prepare stage of so many documents, and the YAML of a job that runs `steps` on them."""
     source = store.open_stage(str(folder / "prepare"), {}, {})
     for start in range(0, num_rows, PART):
@@ -217,6 +245,7 @@ def write_input(folder: Path, num_rows: int, steps: Sequence[str] = ("label", "s
     LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=2048).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     pool = {"model": str(folder / "model"), "accelerator": "cpu", "max_model_len": 2048, "num_cpus": 1}
+    pool |= {"rows_per_block": rows_per_block}
     config = {
         "extends": str(Path("conf/prompts.yaml").resolve()),
         "input": source.uri,

@@ -54,8 +54,8 @@ class GenerateConfig:
     """Prompts, sampling and limits of the steps."""
     rows_per_file: int = 512
     """Rows of one output file, which is also what a kill can lose besides the rows in flight."""
-    max_waiting_rows: int = 1024
-    """Rows that may wait between two pools."""
+    max_waiting_rows: int | None = None
+    """Rows that may wait between two pools; null is two blocks for each replica of the pool behind, and at least 1024."""
     retry: str | None = None
     """`failed` runs the failed rows once more, whatever had failed in them, and puts the new ones in their place."""
     wait_for_resources_s: float = 600.0
@@ -71,9 +71,7 @@ class GenerateConfig:
     """The Ray cluster."""
 
     def __post_init__(self) -> None:
-        require(
-            len(self.pools) > 0, "pools: give at least one, such as pools.label.model=… and pools.label.steps=[label]"
-        )
+        require(len(self.pools) > 0, "pools: give one, such as pools.label.model=… and pools.label.steps=[label]")
         for name, pool in self.pools.items():
             others = [other for other in self.pools if self.pools[other].steps]
             require(
@@ -85,13 +83,16 @@ class GenerateConfig:
         require(len(steps) == len(set(steps)), f"a step runs in two pools: {', '.join(steps)}")
         require(self.retry in (None, FAILED), f"retry is {self.retry!r}, but must be `{FAILED}` or null")
         require(self.rows_per_file >= 1, "rows_per_file must be at least 1")
-        block = max((pool.rows_per_block for pool in list(self.pools.values())[1:]), default=0)
-        require(
-            self.max_waiting_rows >= block,
-            f"max_waiting_rows ({self.max_waiting_rows}) must hold one block of each pool behind the first: at least {block} "
-            "(rows_per_block)",
-        )
+        block = max((pool.num_rows_per_block() for pool in list(self.pools.values())[1:]), default=0)
+        waiting = f"max_waiting_rows ({self.max_waiting_rows}) must hold one block of each pool behind the first"
+        require(self.num_waiting_rows() >= block, f"{waiting}: at least {block} (rows_per_block)")
         require(self.wait_for_nodes_s > 0, "wait_for_nodes_s must be above 0")
+
+    def num_waiting_rows(self) -> int:
+        """max_waiting_rows, or what stands for null."""
+        behind = list(self.pools.values())[1:]
+        room = [2 * pool.num_rows_per_block() * (pool.max_replicas or pool.replicas) for pool in behind]
+        return self.max_waiting_rows if self.max_waiting_rows is not None else max([1024, *room])
 
 
 def generate(config: GenerateConfig) -> dict[str, Any]:
@@ -168,7 +169,7 @@ def _run(
     execution.warn_if_not_shared([config.input, config.output, *local_models])
     spanning = any(map(placement.spans_nodes, config.pools.values()))
     retries = 0 if spanning else 2  # a new actor's placement group would wait for the dead one's
-    execution.configure(folder, max_waiting_rows=config.max_waiting_rows, actor_retries=retries)
+    execution.configure(folder, max_waiting_rows=config.num_waiting_rows(), actor_retries=retries)
     num_ok = source.dataset().count_rows(filter=pc.field("status") == OK)
     board = new_board(folder.uri)
     names = list(config.pools)
@@ -216,8 +217,8 @@ def build_dataset(
         pool = dataclasses.replace(pool, model=models.absolute(pool.model))
         concurrent = pool.num_concurrent_blocks(busy_share)
         busy_share /= 2  # about as many rows as a step settles in Kun; too low a guess only costs a few idle blocks
-        if pool.rows_per_block != rows_per_block:  # a task for each block; pools hand out blocks as they came
-            rows_per_block = pool.rows_per_block
+        if pool.num_rows_per_block() != rows_per_block:  # a task for each block; pools hand out blocks as they came
+            rows_per_block = pool.num_rows_per_block()
             dataset = dataset.repartition(target_num_rows_per_block=rows_per_block)
         # not map_batches, which wants a batch size when there are GPUs; a pool takes a block as it is
         dataset = dataset.map_batches_internal(

@@ -62,25 +62,27 @@ class PoolConfig(EngineConfig):
     """Rows that were in an engine when it died run again apart from all others, so many at a time. 1 finds a row that
     kills engines by its second death. More lose less time after a death that no row is to blame for, and cost a row that
     is to blame one more death."""
-    rows_per_block: int = 128
-    """Rows that travel together between pools. Smaller ones lose less at a kill; larger ones cost less to move, and pools
-    that agree on them move them for less."""
+    rows_per_block: int | None = None
+    """Rows that travel together between pools; null is half of max_num_seqs, at most 512. Smaller ones lose less at a
+    kill and end together; larger ones cost less to move, and pools that agree on them move them for less."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for step in self.steps:
             require(step in STEPS, f"there is no step `{step}`; steps are {', '.join(STEPS)}")
         require(self.replicas >= 1, "replicas must be at least 1")
-        require(
-            self.max_replicas is None or self.max_replicas >= self.replicas, "max_replicas must not be below replicas"
-        )
-        for name in ("rows_per_block", "suspects_together"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1")
+        require((self.max_replicas or self.replicas) >= self.replicas, "max_replicas must not be below replicas")
+        require(self.suspects_together >= 1, "suspects_together must be at least 1")
+        require(self.rows_per_block is None or self.rows_per_block >= 1, "rows_per_block must be at least 1")
         require(self.hang_timeout_s > 0, "hang_timeout_s must be above 0")
 
     def max_in_flight(self) -> int:
         """Requests handed to one engine at once: 10 % more than it decodes, so that it never runs dry."""
         return math.ceil(1.1 * self.max_num_seqs * self.pipeline_parallel_size)
+
+    def num_rows_per_block(self) -> int:
+        """rows_per_block, or what stands for null."""
+        return self.rows_per_block or min(512, max(1, self.max_num_seqs * self.pipeline_parallel_size // 2))
 
     def num_concurrent_blocks(self, busy_share: float = 1.0) -> int:
         """Blocks that one replica works on at once: enough for a full engine while each waits for its slowest row.
@@ -88,7 +90,7 @@ class PoolConfig(EngineConfig):
         Args:
             busy_share: part of the rows that meet the engine at all; rows that an earlier step has settled pass by.
         """
-        return 2 + math.ceil(2 * self.max_in_flight() / (self.rows_per_block * max(busy_share, 0.1)))
+        return 2 + math.ceil(2 * self.max_in_flight() / (self.num_rows_per_block() * max(busy_share, 0.1)))
 
 
 class Pool:
@@ -274,9 +276,8 @@ class Pool:
                 seen, since = self._engine.num_events, time.monotonic()
             elif time.monotonic() - since > self._config.hang_timeout_s:
                 rows = self._flight.rows()
-                self._end(
-                    rows, f"no token for {self._config.hang_timeout_s:g} s with {len(rows)} rows inside", hung=True
-                )
+                cause = f"no token for {self._config.hang_timeout_s:g} s with {len(rows)} rows inside"
+                self._end(rows, cause, hung=True)
 
     def _end(self, rows: list[str], cause: str, hung: bool = False) -> None:
         """Ends this process, once the Board knows what was in the engine. Never returns."""

@@ -198,9 +198,13 @@ def test_fingerprint_follows_what_decides_the_output(
     assert fingerprint(configured(source, path, "label"), source) != first
 
 
-def test_the_queue_before_a_pool_holds_one_of_its_blocks() -> None:
+def test_the_queue_before_a_pool_holds_two_blocks_of_each_of_its_replicas() -> None:
     pools = {name: PoolConfig("m", steps=[step]) for name, step in (("label", "label"), ("chat", "score"))}
+    assert pools["chat"].num_rows_per_block() == 128, "half of max_num_seqs"
+    assert GenerateConfig("in", "out", pools).num_waiting_rows() == 1024
+    pools["chat"].replicas = 16
+    assert GenerateConfig("in", "out", pools).num_waiting_rows() == 2 * 128 * 16
     pools["chat"].rows_per_block = 2048
     with pytest.raises(ConfigError, match=r"max_waiting_rows \(1024\) must hold one block .* at least 2048"):
-        GenerateConfig("in", "out", pools)
-    assert GenerateConfig("in", "out", pools, max_waiting_rows=2048).max_waiting_rows == 2048
+        GenerateConfig("in", "out", pools, max_waiting_rows=1024)
+    assert GenerateConfig("in", "out", pools, max_waiting_rows=2048).num_waiting_rows() == 2048
