@@ -165,7 +165,10 @@ def write(path: Path, result: dict[str, Any]) -> None:
     before = json.loads(path.read_text())["soaks"] if path.exists() else []
     soaks = [other for other in before if other["engine"] != result["engine"]]
     path.parent.mkdir(parents=True, exist_ok=True)
-    machine = {"cpus": os.cpu_count(), "machine": platform.machine()}
+    machine: dict[str, Any] = {"cpus": os.cpu_count(), "machine": platform.machine()}
+    machine["note"] = (
+        "tokens_redone is at least so many: what a killed run did in its last two or three seconds is in no file"
+    )
     path.write_text(json.dumps({**machine, "soaks": [*soaks, result]}, indent=2) + "\n")
 
 
