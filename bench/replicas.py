@@ -31,7 +31,7 @@ from kun_ray.generate import GenerateConfig
 from kun_ray.pool import Pool
 from kun_ray.replies import Reply
 
-SERVICE_S, MAX_NUM_SEQS, ROWS_PER_BLOCK = 2.0, 16, 32
+SERVICE_S, MAX_NUM_SEQS = 2.0, 16
 SECONDS = 60.0
 """How long each size should run."""
 MARK = 0.95
@@ -79,7 +79,6 @@ def main() -> None:
     result = {
         "service_s": SERVICE_S,
         "max_num_seqs": MAX_NUM_SEQS,
-        "rows_per_block": ROWS_PER_BLOCK,
         "least_of_linear": min(size["of_linear"] for size in found),
         "mark": MARK,
         "sizes": found,
@@ -119,8 +118,7 @@ def run(path: str, replicas: int) -> None:
     """The job in this process."""
     FixedPool.journal = Path(path).parent / "journal"
     setattr(stage, "Pool", FixedPool)  # noqa: B010 - build_dataset names the class; this one's engine is not vLLM
-    keys = {"replicas": replicas, "max_num_seqs": MAX_NUM_SEQS, "rows_per_block": ROWS_PER_BLOCK}
-    pool = [f"pools.label.{name}={value}" for name, value in keys.items()]
+    pool = [f"pools.label.{name}={value}" for name, value in (("replicas", replicas), ("max_num_seqs", MAX_NUM_SEQS))]
     summary = stage.generate(load(GenerateConfig, [path, *pool, f"ray.num_cpus={replicas + 8}"]))
     assert summary["ok"] == summary["rows_in"], summary
 
