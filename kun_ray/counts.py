@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from typing import Any
 
@@ -23,7 +24,7 @@ def count_rows(folder: Folder) -> dict[str, Any]:
     """
     statuses: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    ids: list[np.ndarray[Any, Any]] = []
+    keys, filled = np.empty(folder.num_rows(), dtype="S16"), 0
     if folder.parts():
         for batch in folder.dataset().to_batches(columns=["doc_id", "status", "reason"]):
             for group in batch.to_struct_array().field("status").value_counts().to_pylist():
@@ -32,9 +33,13 @@ def count_rows(folder: Folder) -> dict[str, Any]:
             for pair in both.group_by(["s", "r"]).aggregate([([], "count_all")]).to_pylist():
                 if pair["s"] != "ok":
                     reasons[f"{pair['s']}/{pair['r']}"] += pair["count_all"]
-            ids.append(np.array(batch["doc_id"].to_pylist(), dtype="S32"))
+            keys[filled : filled + len(batch)] = np.frombuffer(
+                b"".join(map(_key, batch["doc_id"].to_pylist())), dtype="S16"
+            )
+            filled += len(batch)
     rows = sum(statuses.values())
-    unique = len(np.unique(np.concatenate(ids))) if ids else 0
+    keys.sort()
+    unique = min(rows, 1) + int(np.count_nonzero(keys[1:] != keys[:-1]))
     by_status = {status: statuses.pop(status, 0) for status in STATUSES}
     return {
         "rows": rows,
@@ -43,6 +48,11 @@ def count_rows(folder: Folder) -> dict[str, Any]:
         "reasons": dict(reasons.most_common()),
         "repeated_ids": rows - unique,
     }
+
+
+def _key(doc_id: str) -> bytes:
+    """16 bytes for an id: a billion rows, sorted in place, need 16 GB where the ids themselves would need several times 32."""
+    return hashlib.blake2b(doc_id.encode(), digest_size=16).digest()
 
 
 def prove_counts(folder: Folder, num_expected: int) -> dict[str, Any]:
