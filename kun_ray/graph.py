@@ -40,7 +40,6 @@ class ModelsConfig:
     polish: str | None = None
     """Polishing model to use in place of training the chat model."""
 
-
     def require_folders(self, keys: Iterable[str]) -> None:
         """Raises ConfigError, naming the pipeline's key, when one of these models is a folder that is not there."""
         for key in keys:
