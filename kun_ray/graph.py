@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from omegaconf import MISSING
@@ -20,6 +20,7 @@ from omegaconf import MISSING
 from kun_ray import export, fingerprint, generate, lease, prepare, store
 from kun_ray.config import ConfigError, RayConfig, load, merge, require, to_dict
 from kun_ray.corpora import CorpusConfig, list_corpora
+from kun_ray.models import is_missing_folder
 from kun_ray.train import fingerprint as trained
 from kun_ray.train.config import TrainConfig
 
@@ -38,6 +39,15 @@ class ModelsConfig:
     """Scoring model to use in place of training the chat model."""
     polish: str | None = None
     """Polishing model to use in place of training the chat model."""
+
+    def require_folders(self, keys: Iterable[str]) -> None:
+        """Raises ConfigError, naming the pipeline's key, when one of these models is a folder that is not there."""
+        for key in keys:
+            model = getattr(self, key)
+            if model and is_missing_folder(model):
+                raise ConfigError(
+                    f"models.{key}: there is no folder {model}; give a folder with a model in it, or a hub id"
+                )
 
 
 @dataclasses.dataclass

@@ -20,7 +20,7 @@ from pyarrow import fs
 from rich.console import Console
 from rich.table import Table
 
-from kun_ray import execution, lease, models, store
+from kun_ray import execution, lease, store
 from kun_ray.config import ConfigError, KunError, show_config
 from kun_ray.corpora import list_corpora
 from kun_ray.graph import JOBS, Graph, PipelineConfig, Stage
@@ -99,11 +99,7 @@ def verdict(stage: Stage, made_anew: set[str]) -> tuple[str, str]:
 
 def _check(config: PipelineConfig, stages: list[Stage]) -> None:
     """What would only come to light hours later: models that are not there, GPUs that this machine has not."""
-    for key, model in dataclasses.asdict(config.models).items():
-        if model and models.is_missing_folder(model):
-            raise ConfigError(
-                f"models.{key}: there is no folder {model}; give a folder with a model in it, or a hub id"
-            )
+    config.models.require_folders(dataclasses.asdict(config.models))
     for key in ("seeds", "held_out", "documents"):
         path = getattr(config, key)
         if path and not store.Folder(path).exists():

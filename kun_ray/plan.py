@@ -76,7 +76,10 @@ def plan(config: Any) -> list[Line]:
     lines, missing = list[Line](), list[str]()
     prepare = next((stage for _, stage in stages if isinstance(stage, PrepareConfig)), None)
     generate = next((stage for _, stage in stages if isinstance(stage, GenerateConfig)), None)
-    if config.num_documents and config.tokens_per_document:
+    given = bool(config.num_documents and config.tokens_per_document)
+    if isinstance(config, PipelineConfig):
+        _require_models(config, sampling=prepare is not None and not given)
+    if given:
         work = Work(float(config.num_documents), float(config.tokens_per_document))
         missing += ["prepare (num_documents and tokens_per_document are given)"] if prepare else []
     elif prepare:
@@ -111,6 +114,14 @@ def _stages(config: Any) -> list[tuple[str, Any]]:
     if isinstance(config, PipelineConfig):
         return [(stage.name, stage.config) for stage in Graph(config).stages.values()]
     return [({GeneratePlan: "generate", TrainPlan: "train", PreparePlan: "prepare"}[type(config)], config)]
+
+
+def _require_models(config: Any, sampling: bool) -> None:
+    """Raises ConfigError for a model that is not there by the pipeline's key: its stages know it as `model` or `tokenizer`."""
+    keys = [] if config.model_config else [field.name for field in dataclasses.fields(config.models)]
+    if sampling:
+        keys.append("label" if config.models.label else "base")
+    config.models.require_folders(keys)
 
 
 def sizes_at(model: str, model_config: str | None, base: str | None = None) -> str:

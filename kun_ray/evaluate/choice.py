@@ -62,7 +62,7 @@ class EvaluateConfig:
     header: str = "下面是“{subject}”科目的单项选择题，每题只有一个选项是正确的，请选出它。"
     """First line of a prompt; {subject} stands for the subject's Chinese name."""
     pool: PoolConfig = dataclasses.field(default_factory=lambda: PoolConfig(model=""))
-    """How engines run: as in generate; `model` and `steps` stay empty."""
+    """How engines run: as in generate; `steps` stays empty, and `models` gives `model`, required or not."""
     per_model: dict[str, ModelConfig] = dataclasses.field(default_factory=dict)
     """What single models have of their own, by the name of their folder."""
     contamination: ContaminationConfig = dataclasses.field(default_factory=ContaminationConfig)
@@ -101,6 +101,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     suites = [read_benchmark(name, config.suites[name]) for name in config.benchmarks or config.suites]
     for suite in suites:
         print(describe(suite), flush=True)
+    if config.contamination.data:
+        contamination.require_text(config.contamination)
     names = store.short_names(config.models)
     runs = {name: _prepare(config, path, name, suites) for path, name in zip(config.models, names, strict=True)}
     found: dict[str, Any] = {}

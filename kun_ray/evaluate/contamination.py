@@ -104,26 +104,35 @@ def matches(index: Index, text: str) -> dict[int, tuple[float, str]]:
     }
 
 
+def require_text(config: ContaminationConfig) -> None:
+    """Raises ConfigError when the data cannot be read as such, or no row has text in any of the columns; reads up to the
+    first that has."""
+    assert config.data is not None
+    if not any(row.get(name) for row in read_rows(config.data) for name in config.columns):
+        where = without_credentials(config.data)
+        raise ConfigError(f"contamination.data: {where} has no row with text in {', '.join(config.columns)}")
+
+
 def check(config: ContaminationConfig, suites: list[Benchmark], output: store.Folder) -> dict[str, Any]:
-    """Streams the data once and writes `contamination/rows.jsonl` and `summary.json` below `output`.
+    """Streams the data, which `require_text` has passed, and writes `contamination/rows.jsonl` and `summary.json` below `output`.
 
     Returns:
         `rows`, `rows_with_questions`, and for each suite `questions`, `unusable` (too short), `found`, `nearly_whole` (at
         least 80 % of the n-grams in one row).
     Raises:
-        ConfigError: the data cannot be read as such, or have none of the columns.
+        KunError: a line is no JSON object.
     """
     assert config.data is not None
     index = build_index(suites, config.ngram, config.max_shared)
     best: dict[int, float] = {}
-    num_rows = num_empty = num_hit = 0
+    num_rows = num_hit = 0
     folder = output.below(FOLDER)
     folder.filesystem.create_dir(folder.path, recursive=True)
     unfinished = folder.child(f"{ROWS}.tmp")
     with folder.filesystem.open_output_stream(unfinished) as stream:
         for row in read_rows(config.data):
             texts = [row[name] for name in config.columns if row.get(name)]
-            num_rows, num_empty = num_rows + 1, num_empty + (not texts)
+            num_rows += 1
             hits = matches(index, "\n".join(texts))
             num_hit += bool(hits)
             for number, (share, gram) in hits.items():
@@ -137,9 +146,6 @@ def check(config: ContaminationConfig, suites: list[Benchmark], output: store.Fo
                     "question": question,
                 }
                 stream.write(orjson.dumps({**line, "share": round(share, 3), "match": _readable(gram)}) + b"\n")
-    if num_rows == num_empty:
-        where = without_credentials(config.data)
-        raise ConfigError(f"contamination.data: {where} has no row with text in {', '.join(config.columns)}")
     folder.filesystem.move(unfinished, folder.child(ROWS))
     by_suite: dict[str, collections.Counter[str]] = {suite.name: collections.Counter() for suite in suites}
     for number, (suite, _, _) in enumerate(index.questions):

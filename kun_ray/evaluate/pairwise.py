@@ -99,12 +99,20 @@ def pairwise(config: PairwiseConfig) -> dict[str, Any]:
     folder.write_text("pairs.jsonl", b"".join(json_line(line) for line in found.pop("lines")).decode())
     folder.write_json("results.json", found)
     print(describe_win(names[1], names[0], found))
-    print(
+    print(describe_judge(found))
+    print(f"written to {config.output}: results.json and pairs.jsonl")
+    return found
+
+
+def describe_judge(found: dict[str, Any]) -> str:
+    """How far the judge can be trusted: one line, and a warning about one that never decided."""
+    said = (
         f"the judge said the same in both orders for {found['consistent']:,} of {found['judged']:,} pairs, and chose the first "
         f"place in {found['first_place']:,} of {found['decided']:,} decided verdicts; {found['unjudged']:,} pairs have no verdict"
     )
-    print(f"written to {config.output}: results.json and pairs.jsonl")
-    return found
+    if found["judged"] and not found["decided"]:
+        said += "\nwarning: the judge called every pair equal, which says nothing of the models; try another judge or prompt"
+    return said
 
 
 def combine(

@@ -109,13 +109,14 @@ def test_a_filter(copy: Copy) -> None:
     found = copy.run(
         """
         from kun_ray.filters import FilterConfig, apply_filters, build_filters
-        texts = ["这一年的苹果每斤卖三块五毛钱，比往年便宜一些，所以买的人很多。", "苹果 3.50 梨 2.80 桃子 4.20 香蕉 3.90 西瓜 1.20 葡萄 6.50 橙子 5.00"]
-        for share in (0.6, 0.5, None):
-            config = FilterConfig(language=None, max_digit_share=share)
+        texts = ["这一年的苹果每斤卖三块五毛钱，比往年便宜一些，所以买的人很多。", "苹果 3.50 梨 2.80 桃子 4.20 香蕉 3.90 西瓜 1.20 葡萄 6.50 橙子 5.00",
+            "2021 3.5 1200 88% 2022 4.1 1300 90% 2023 4.6 1400 92% 2024 5.0 1500 95%"]  # of test_other_languages_are_not_chinese
+        for given in ({"max_digit_share": 0.6}, {"max_digit_share": 0.5}, {}):
+            config = FilterConfig(language=None, **given)
             print(*[apply_filters(text, build_filters(config), config).reason for text in texts])
         """
     )
-    assert found.split() == ["None", "not_chinese", "None", "digits", "None", "not_chinese"]
+    assert found.splitlines() == ["None not_chinese digits", "None digits digits", "None not_chinese not_chinese"]
 
 
 def test_a_step(copy: Copy, model_folder: Callable[..., str], tmp_path: Path) -> None:

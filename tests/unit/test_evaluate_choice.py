@@ -276,6 +276,11 @@ def test_what_cannot_work_is_refused_before_anything_starts(configured, model_fo
         evaluate(configured(f"models=[{model}]", "per_model.chat.pool={tensor_parallel: 2}"))
     with pytest.raises(ConfigError, match="max_modal_len"):
         evaluate(configured(f"models=[{model}]", "pool.engine={max_modal_len: 1}"))
+    (tmp_path / "raw.jsonl").write_text('{"text": "春天"}\n')
+    monkeypatch.setattr("kun_ray.evaluate.choice.show_config", lambda: pytest.fail("the configuration was printed"))
+    with pytest.raises(ConfigError, match="contamination.data: .*raw.jsonl has no row with text in instruction"):
+        evaluate(configured(f"contamination.data={tmp_path}/raw.jsonl"))
+    assert not list(tmp_path.rglob("rows.jsonl*"))
     assert not list((tmp_path / "out").rglob("manifest.json")), "the corrected command starts from nothing"
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from kun_ray import formats
 from kun_ray.config import ConfigError, KunError, load
-from kun_ray.evaluate.pairwise import PairwiseConfig, _prepare, combine, fill
+from kun_ray.evaluate.pairwise import PairwiseConfig, _prepare, combine, describe_judge, fill
 from kun_ray.evaluate.rows import Pair, folder_name, paired, read_rows, reply, source_names
 from kun_ray.store import Folder, short_names
 
@@ -43,6 +43,13 @@ def test_the_rate_is_the_second_models():
     found = combine(pairs, verdicts(*["BA"] * 30, *["AB"] * 10), ["old", "new"], OPTIONS)
     assert found["rate"] == 0.75 and found["interval"][0] > 0.58 and found["interval"][1] < 0.9
     assert found["p"] == pytest.approx(0.0022, abs=2e-4)
+
+
+def test_a_judge_that_never_decides_is_warned_of():
+    pairs = [Pair(str(n), f"问题{n}", ("甲", "乙")) for n in range(3)]
+    for said, warned in ((["CC"] * 3, True), (["CC", "CC", "AC"], False), (["--"] * 3, False)):
+        shown = describe_judge(combine(pairs, verdicts(*said), ["old", "new"], OPTIONS))
+        assert ("warning: the judge called every pair equal" in shown) == warned
 
 
 def test_the_judge_sees_both_orders_and_braces_in_answers_stay():

@@ -253,3 +253,14 @@ def test_no_context_is_advised_that_the_prompts_do_not_fit() -> None:
     found = traffic(config.pools["label"], config, Work(10, 300, longest=500), 0.5)
     assert config.steps.label is not None
     assert 500 + config.steps.label.sampling.max_tokens < found.longest < 700 + config.steps.label.sampling.max_tokens
+
+
+def test_a_pipelines_missing_model_is_named_by_the_pipelines_key(tmp_path: Path) -> None:
+    documents = corpus(tmp_path, "s", [clean_texts()[0]])
+    argv = [str(REPO / "conf/pipeline/yi-34b.yaml"), f"corpora=[{documents}]", f"output={tmp_path}/run"]
+    argv += [f"models.base={tmp_path}/base", "seeds=/nowhere/s.jsonl", "held_out=/nowhere/h"]
+    for more in ([], [f"model_config={YI}"]):  # sizes are given, but the sample takes the base model's tokenizer
+        with pytest.raises(ConfigError, match=rf"models.base: there is no folder {tmp_path}/base"):
+            plan(load(PipelinePlan, [*argv, *more]))
+    counts = ["num_documents=10", "tokens_per_document=30", f"model_config={YI}"]
+    assert plan(load(PipelinePlan, [*argv, *counts])), "needs neither sizes nor a tokenizer"
