@@ -277,10 +277,8 @@ def _check_model(name: str, pool: PoolConfig, steps: StepsConfig, longest: int) 
     tokenizer = load_tokenizer(path, pool.chat_template, pool.trust_remote_code)
     most = models.context_length(path, f"pools.{name}.model")
     context = pool.max_model_len or most
-    require(
-        context <= most,
-        f"pools.{name}.max_model_len is {context}, but {pool.model} has a context of {most} tokens: lower it",
-    )
+    if context > most:
+        raise ConfigError(f"lower pools.{name}.max_model_len={context}: {pool.model} has a context of {most} tokens")
     for step_name in pool.steps:
         step = build_step(step_name, steps, tokenizer)
         if step.adapter:

@@ -85,7 +85,7 @@ def test_only_ok_rows_count_for_the_context(stage: Callable[..., Folder], model_
 def test_max_model_len_beyond_the_model(stage: Callable[..., Folder], model_folder: Callable[..., str]) -> None:
     source = stage([row(0)])
     message = refusal(source, configured(source, model_folder(), "label", "pools.p.max_model_len=4096"))
-    assert "pools.p.max_model_len is 4096" in message and "context of 2048 tokens: lower it" in message
+    assert "lower pools.p.max_model_len=4096" in message and "context of 2048 tokens" in message
 
 
 def test_the_demos_answers_fit_a_model_like_its_own(
@@ -97,7 +97,7 @@ def test_the_demos_answers_fit_a_model_like_its_own(
     demo = load(GenerateConfig, [str(REPO / "conf/demo/answer.yaml"), f"input={source.uri}", *own])
     assert demo.pools["chat"].num_gpus() == 0
     preflight(demo, source)
-    assert "lower it" in refusal(
+    assert "lower pools.chat.max_model_len=4096" in refusal(
         source, load(GenerateConfig, [str(REPO / "conf/answer.yaml"), f"input={source.uri}", *own])
     )
 
