@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 import pyarrow.compute as pc
 
-from kun_ray import checksums
+from kun_ray import card, checksums
 from kun_ray.cleaning import MASKS
 from kun_ray.config import ConfigError, KunError, without_credentials
 from kun_ray.store import MANIFEST, SUMMARY, Folder, input_fingerprint
@@ -84,6 +84,28 @@ def personal_data_actions(stages: list[Folder]) -> dict[str, str] | None:
             own = dict(filters.get("pii_kinds") or {})
             return {kind: str(own.get(kind, filters["pii"])) for kind in KINDS}
     return None
+
+
+def trained_on(training: Folder) -> dict[str, list[str]]:
+    """The data of a finished training by name, each with a line of name and terms for every corpus that an export was made of.
+
+    What is no export, or no longer where it was, has no lines.
+    """
+    found: dict[str, list[str]] = {}
+    if not training.exists(MANIFEST):
+        return found
+    for entry in training.read_json(MANIFEST)["fingerprint"].get("data") or []:
+        path = str(entry["path"])
+        name, data = PurePosixPath(path.partition("?")[0]).name, Folder(path)
+        try:
+            settings = data.read_json(MANIFEST)["fingerprint"] if data.exists(SUMMARY) else {}
+            sources = data.read_json(SUMMARY)["sources"] if "selection" in settings else {}
+        except (KunError, OSError):  # storage that cannot be reached from here
+            settings, sources = {}, {}
+        given = {source: card.SourceConfig(**own) for source, own in settings.get("sources", {}).items()}
+        corpora = [card.source_of(source, given) for source in sources]
+        found[str(settings.get("dataset_name") or name)] = [f"{corpus.name}: {corpus.licence}" for corpus in corpora]
+    return found
 
 
 def read_contamination(uri: str, source: str, num_ok: int) -> Contamination:
