@@ -41,6 +41,11 @@ class Line:
         return self.gpus * (self.seconds + self.waits_s) / 3600
 
 
+def parameters(number: float) -> str:
+    """How many a model has, as papers write it: 34.39B, 1.05M."""
+    return f"{number / 1e9:.2f}B" if number >= 1e8 else f"{number / 1e6:.2f}M"
+
+
 def hold_together(pools: list[Line], replicas: list[int]) -> list[str]:
     """Lets the pools of one generate stage end together. Returns a note on the slower one, where there are several."""
     if len(pools) == 1 or not all(line.runs for line in pools):
@@ -54,13 +59,15 @@ def hold_together(pools: list[Line], replicas: list[int]) -> list[str]:
 
 
 def show(lines: list[Line], missing: list[str], notes: list[str], card: str, price: float | None) -> None:
-    """Prints the plan as a table, with its total and what it rests on below.
+    """Prints the plan as a table, with its total and what it rests on below; nothing of GPUs where no stage has any.
 
     Args:
         missing: what is not in `lines` although the run has it, each with the reason.
         price: of one GPU-hour.
     """
-    table = Table("stage", "what", "fits", "GPUs", "time", "GPU-hours", "disk GB", box=None, padding=(0, 2))
+    on_gpus = any(line.gpus for line in lines)
+    gpu_columns = ("GPUs", "GPU-hours") if on_gpus else ()
+    table = Table("stage", "what", "fits", "time", "disk GB", *gpu_columns, box=None, padding=(0, 2))
     for line in lines:
         time = duration(line.seconds) + (f" of {duration(line.seconds + line.waits_s)}" if line.waits_s else "")
         hours = f"{line.gpu_hours:,.1f}" if line.gpus and line.runs else ""
@@ -68,10 +75,9 @@ def show(lines: list[Line], missing: list[str], notes: list[str], card: str, pri
             line.name,
             line.what,
             line.fits,
-            str(line.gpus or ""),
             time if line.runs else "–",
-            hours,
             f"{line.disk_gb:,.1f}",
+            *((str(line.gpus or ""), hours) if on_gpus else ()),
         )
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     seconds = gpu_hours = disk_gb = 0.0
@@ -85,9 +91,7 @@ def show(lines: list[Line], missing: list[str], notes: list[str], card: str, pri
         gpu_hours += sum(line.gpu_hours for line in pools)
         disk_gb += sum(line.disk_gb for line in pools)
     cost = f", {gpu_hours * price:,.0f} at {price:g} a GPU-hour" if price else ""
+    held = f"{gpu_hours:,.1f} GPU-hours on {card}{cost}" if on_gpus else "on CPUs alone"
     without = f"; without: {', '.join(missing)}" if missing else ""
-    print(
-        f"\ntotal: {duration(seconds)} if stages follow each other, {gpu_hours:,.1f} GPU-hours on {card}{cost}, "
-        f"{disk_gb:,.0f} GB of disk{without}"
-    )
+    print(f"\ntotal: {duration(seconds)} if stages follow each other, {held}, {disk_gb:,.0f} GB of disk{without}")
     print("\n".join(f"- {note}" for note in notes))

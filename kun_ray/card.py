@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import yaml
 
-from kun_ray.changes import flatten
+from kun_ray.changes import PREPARE, flatten, stage_of
 
 
 @dataclasses.dataclass
@@ -96,7 +96,7 @@ def data_card(
     given: dict[str, SourceConfig],
     selection: dict[str, Any],
     summary: dict[str, Any],
-    generate: dict[str, Any],
+    stages: list[dict[str, Any]],
 ) -> str:
     """README.md of an export: a Hugging Face dataset card whose every figure comes from the proved summary.
 
@@ -104,7 +104,7 @@ def data_card(
         given: names and licences per source, as configured.
         selection: the settings that decided which rows were taken.
         summary: export's summary.json: counts, sources, lengths, files.
-        generate: the fingerprint in the generate stage's manifest: models, prompts, sampling.
+        stages: the fingerprints of the generate stage and of those before it, as far as they are known, the last one first.
     """
     names = {source: source_of(source, given) for source in summary["sources"]}
     sections = [
@@ -136,7 +136,7 @@ def data_card(
                 for field, n in summary["lengths"].items()
             ),
         ),
-        _generation(generate, summary["generate_digest"]),
+        *_generation(stages, summary["generate_digest"]),
         "## Checksums",
         _table(
             ("file", "rows", "bytes", "sha256"),
@@ -261,7 +261,20 @@ def _usage(dataset_name: str, files: list[dict[str, Any]]) -> str:
     )
 
 
-def _generation(generate: dict[str, Any], digest: str) -> str:
+def _generation(stages: list[dict[str, Any]], digest: str) -> Iterator[str]:
+    """What every generate stage ran, in the order in which rows passed them."""
+    passed = [stage for stage in reversed(stages) if stage_of(stage) != PREPARE]
+    yield "## Models, prompts and sampling"
+    if len(passed) == len(stages):
+        yield "What ran before the first of these stages is not known: its folder is no longer there."
+    for number, stage in enumerate(passed, 1):
+        title = f"### {' + '.join(stage.get('steps') or ['generate'])}\n\n" if len(passed) > 1 else ""
+        known = f"; its digest is `{digest}`" if number == len(passed) else ""
+        yield f"{title}The generate stage's fingerprint{known}."
+        yield _fingerprint(stage)
+
+
+def _fingerprint(generate: dict[str, Any]) -> str:
     """Short settings as a table, prompts and other long text whole in code blocks."""
     short: list[tuple[str, str]] = []
     long: list[tuple[str, str]] = []
@@ -271,8 +284,7 @@ def _generation(generate: dict[str, Any], digest: str) -> str:
     for key, value in long:
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", value)), default=0))
         blocks.append(f"`{key}`:\n\n{fence}text\n{value}\n{fence}")
-    title = f"## Models, prompts and sampling\n\nThe generate stage's fingerprint; its digest is `{digest}`."
-    return "\n\n".join([title, _table(("setting", "value"), short), *blocks])
+    return "\n\n".join([_table(("setting", "value"), short), *blocks])
 
 
 def _settings(value: dict[str, Any]) -> list[tuple[str, str]]:

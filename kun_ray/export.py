@@ -113,10 +113,11 @@ def export(config: ExportConfig) -> None:
     held = inspection.contaminated(questions, rows.doc_id) if questions else None
     fates = selection.choose(rows, config.selection, held if config.drop_contaminated else None)
     splits = selection.split(rows, fates, config.valid_fraction)
+    stages = inspection.chain(source)
     summary = {
         **_summary(rows, fates, splits),
         "personal_data": {
-            "actions": inspection.personal_data_actions(source),
+            "actions": inspection.personal_data_actions(stages),
             "masked": inspection.count_kinds(rows.masked[fates == selection.EXPORTED]),
         },
         "contamination": questions
@@ -131,7 +132,7 @@ def export(config: ExportConfig) -> None:
         if target.is_complete():  # another run of this very export ended just now
             return
         show_config()
-        _write(config, source, target, splits, summary, identity, source.read_json(MANIFEST)["fingerprint"])
+        _write(config, stages, target, splits, summary, identity)
 
 
 def fingerprint(config: ExportConfig, source: Folder) -> dict[str, Any]:
@@ -148,17 +149,17 @@ def fingerprint(config: ExportConfig, source: Folder) -> dict[str, Any]:
 
 def _write(
     config: ExportConfig,
-    source: Folder,
+    stages: list[Folder],
     target: Folder,
     splits: selection.Array,
     summary: dict[str, Any],
     identity: dict[str, Any],
-    generate: dict[str, Any],
 ) -> None:
-    """The files of an export, their proof and the card."""
+    """The files of an export, their proof and the card; `stages` as inspection.chain gives them, the input first."""
+    source, fingerprints = stages[0], [stage.read_json(MANIFEST)["fingerprint"] for stage in stages]
     for name in _left(target):  # of an interrupted export: starting anew is cheap
         (target.filesystem.delete_dir if name in FORMATS else target.filesystem.delete_file)(target.child(name))
-    formats.write_rows(source, target, splits, config.formats, config.reply, config.with_text_as_input, generate)
+    formats.write_rows(source, target, splits, config.formats, config.reply, config.with_text_as_input, fingerprints[0])
     summary["files"] = [
         formats.read_back(target, name, split)
         for name in config.formats
@@ -168,7 +169,7 @@ def _write(
     prove(summary)
     target.write_json("dataset_info.json", card.dataset_info(config.dataset_name, summary["files"]))
     settings = {key: identity[key] for key in ("selection", "reply", "with_text_as_input", "valid_fraction")}
-    text = card.data_card(config.dataset_name, config.licence, config.sources, settings, summary, generate)
+    text = card.data_card(config.dataset_name, config.licence, config.sources, settings, summary, fingerprints)
     target.write_text("README.md", text)
     target.write_text(CHECKSUMS, checksums.write(_sums(target, summary)))
     target.finish(summary)

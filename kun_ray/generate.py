@@ -95,8 +95,8 @@ class GenerateConfig:
         return self.max_waiting_rows if self.max_waiting_rows is not None else max([1024, *room])
 
 
-def generate(config: GenerateConfig) -> dict[str, Any]:
-    """Runs the stage to its end and returns its summary.
+def generate(config: GenerateConfig, accelerator: str = "pools.*.accelerator") -> dict[str, Any]:
+    """Runs the stage to its end and returns its summary; `accelerator` is the key to name where GPUs are missing.
 
     Raises:
         ConfigError: before any engine starts, when the configuration cannot work.
@@ -112,7 +112,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     num_cpu_engines = sum(pool.replicas for pool in config.pools.values() if pool.accelerator == "cpu")
     if not store.Folder(config.output).is_complete() or config.retry:  # before the folder is taken
         require_local_cores(config.ray, num_cpu_engines, config.output)
-        require_local_gpus(config.ray, num_gpus, f"{config.output}: {' + '.join(config.pools)}")
+        require_local_gpus(config.ray, num_gpus, f"{config.output}: {' + '.join(config.pools)}", key=accelerator)
     with lease.opened(
         config.output, fingerprint(config, source), to_dict(config), config.lease_s, reopen=bool(config.retry)
     ) as folder:
@@ -277,9 +277,8 @@ def _check_model(name: str, pool: PoolConfig, steps: StepsConfig, longest: int) 
     tokenizer = load_tokenizer(path, pool.chat_template, pool.trust_remote_code)
     most = models.context_length(path, f"pools.{name}.model")
     context = pool.max_model_len or most
-    require(
-        context <= most, f"pools.{name}.max_model_len is {context}, but {pool.model} has a context of {most} tokens"
-    )
+    if context > most:
+        raise ConfigError(f"lower pools.{name}.max_model_len={context}: {pool.model} has a context of {most} tokens")
     for step_name in pool.steps:
         step = build_step(step_name, steps, tokenizer)
         if step.adapter:

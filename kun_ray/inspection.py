@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 import pyarrow.compute as pc
 
-from kun_ray import checksums
+from kun_ray import card, checksums
 from kun_ray.cleaning import MASKS
 from kun_ray.config import ConfigError, KunError, without_credentials
 from kun_ray.store import MANIFEST, SUMMARY, Folder, input_fingerprint
@@ -58,25 +58,54 @@ def count_kinds(masks: Array) -> dict[str, int]:
     return {kind: int(np.count_nonzero(masks & (1 << bit))) for bit, kind in enumerate(KINDS)}
 
 
-def personal_data_actions(stage: Folder) -> dict[str, str] | None:
-    """What prepare did with each kind of personal data: `mask`, `reject` or `keep`.
+def chain(stage: Folder) -> list[Folder]:
+    """A finished stage and those before it, the last one first, as the inputs in their manifests lead back to prepare.
 
-    Follows the inputs in the manifests back to prepare; None when one of them is no longer where it was, or is another one.
+    It ends early where an input is no longer where it was, nor beside its reader, or is another one.
     """
-    for _ in range(16):  # a chain of stages; a manifest that names itself would never end
-        manifest = stage.read_json(MANIFEST)
-        fingerprint = manifest["fingerprint"]
-        filters = fingerprint.get("filters")
+    found = [stage]
+    while len(found) < 16:  # a manifest that names itself would never end
+        manifest = found[-1].read_json(MANIFEST)
+        given = str((manifest.get("config") or {}).get("input") or "")
+        beside = found[-1].beside(PurePosixPath(given.partition("?")[0]).name)
+        digest = manifest["fingerprint"].get("input")
+        before = next((f for f in (Folder(given), beside) if given and _is_input(f, digest)), None)
+        if before is None:
+            break
+        found.append(before)
+    return found
+
+
+def personal_data_actions(stages: list[Folder]) -> dict[str, str] | None:
+    """What prepare did with each kind of personal data: `mask`, `reject` or `keep`; None where `stages` do not lead to it."""
+    for stage in stages:
+        filters = stage.read_json(MANIFEST)["fingerprint"].get("filters")
         if isinstance(filters, dict) and "pii" in filters:
             own = dict(filters.get("pii_kinds") or {})
             return {kind: str(own.get(kind, filters["pii"])) for kind in KINDS}
-        given = str((manifest.get("config") or {}).get("input") or "")
-        beside = stage.beside(PurePosixPath(given.partition("?")[0]).name)
-        before = next((f for f in (Folder(given), beside) if given and _is_input(f, fingerprint.get("input"))), None)
-        if before is None:
-            return None
-        stage = before
     return None
+
+
+def trained_on(training: Folder) -> dict[str, list[str]]:
+    """The data of a finished training by name, each with a line of name and terms for every corpus that an export was made of.
+
+    What is no export, or no longer where it was, has no lines.
+    """
+    found: dict[str, list[str]] = {}
+    if not training.exists(MANIFEST):
+        return found
+    for entry in training.read_json(MANIFEST)["fingerprint"].get("data") or []:
+        path = str(entry["path"])
+        name, data = PurePosixPath(path.partition("?")[0]).name, Folder(path)
+        try:
+            settings = data.read_json(MANIFEST)["fingerprint"] if data.exists(SUMMARY) else {}
+            sources = data.read_json(SUMMARY)["sources"] if "selection" in settings else {}
+        except (KunError, OSError):  # storage that cannot be reached from here
+            settings, sources = {}, {}
+        given = {source: card.SourceConfig(**own) for source, own in settings.get("sources", {}).items()}
+        corpora = [card.source_of(source, given) for source in sources]
+        found[str(settings.get("dataset_name") or name)] = [f"{corpus.name}: {corpus.licence}" for corpus in corpora]
+    return found
 
 
 def read_contamination(uri: str, source: str, num_ok: int) -> Contamination:

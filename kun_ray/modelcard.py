@@ -12,13 +12,16 @@ from typing import Any
 import yaml
 
 
-def model_card(name: str, described: dict[str, Any], summary: dict[str, Any], licence: str | None) -> str:
+def model_card(
+    name: str, described: dict[str, Any], summary: dict[str, Any], data: dict[str, list[str]], licence: str | None
+) -> str:
     """The card's text.
 
     Args:
         name: of the model, for the title.
         described: kun_ray.json in the model's folder: base, kind, dtype, version.
         summary: the training's summary.json; empty if only the model is there.
+        data: what it was trained on, by name, each with the names and terms of its corpora.
         licence: for the header; None leaves it out.
     """
     base, is_adapter = str(described["base"]), described["kind"] == "adapter"
@@ -38,6 +41,7 @@ def model_card(name: str, described: dict[str, Any], summary: dict[str, Any], li
         f"{'LoRA adapters for' if is_adapter else 'A model trained from'} {shown}, in {described['dtype']}, made with kun_ray "
         f"{described['kun_ray']} (DeepSpeed ZeRO-3) by the method of Kun (arXiv 2401.06477).",
         *_training(summary),
+        *_data(data),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -54,3 +58,11 @@ def _training(summary: dict[str, Any]) -> list[str]:
     ]
     lines = [f"| {key} | {value} |" for key, value in rows if value is not None]
     return ["## Training", "\n".join(["| | |", "|---|---|", *lines])]
+
+
+def _data(data: dict[str, list[str]]) -> list[str]:
+    if not data:
+        return []
+    lines = [line for name, corpora in data.items() for line in (f"- {name}", *(f"  - {c}" for c in corpora))]
+    terms = "The terms are what the corpora's publishers are known to state: check them before you share the model."
+    return ["## Training data", "\n".join(lines), *([terms] if any(data.values()) else [])]

@@ -13,8 +13,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from rich.filesize import decimal
+
 from kun_ray import capacity, models, store
-from kun_ray.bill import Line, hold_together, show
+from kun_ray.bill import Line, hold_together, parameters, show
 from kun_ray.capacity import CARDS, TRAIN_MFU, Card, Traffic
 from kun_ray.config import ConfigError, one_of, require
 from kun_ray.cost import Cost, cost_of
@@ -100,11 +102,13 @@ def plan(config: Any) -> list[Line]:
             lines += plan_generate(name, stage, work, config, factor, trained)
         elif isinstance(stage, TrainConfig):
             lines.append(plan_training(name, stage, work, config, exports))
-    assumed = f"{capacity.PREFILL_EFFICIENCY:.0%} of {config.card}'s FLOPs in prefill, {capacity.DECODE_EFFICIENCY:.0%} of its bandwidth in decoding, {TRAIN_MFU:.0%} MFU"
+    card = f"{config.card}'s" if any(line.gpus for line in lines) else "two x86 cores'"  # those of CARDS["CPU"]
+    assumed = f"{capacity.PREFILL_EFFICIENCY:.0%} of {card} FLOPs in prefill, {capacity.DECODE_EFFICIENCY:.0%} of the bandwidth in decoding, {TRAIN_MFU:.0%} MFU"
     notes = [
         *work.notes,
         f"assumed: {assumed}; {config.good_share:.0%} of the instructions are accepted",
         "memory is computed, speeds are estimates until `measured` gives a run",
+        "starting Ray, loading models, checkpoints and a model's admission are not counted",
     ]
     show(lines, missing, notes, config.card, config.price_per_gpu_hour)
     return lines
@@ -186,10 +190,11 @@ def plan_pool(
     asked = traffic(pool, config, work, options.good_share)
     found = capacity.capacity(pool, cost, card, asked)
     gpus = round(pool.replicas * pool.num_gpus())
-    what = f"{' + '.join(pool.steps)}: {pool.replicas} × {cost.num_parameters / 1e9:.2f}B, {found.weights_gb:.1f} GB weights"
+    what = f"{' + '.join(pool.steps)}: {pool.replicas} × {parameters(cost.num_parameters)}, {decimal(int(found.weights_gb * 1e9))} weights"
     if found.fits:
         speed = f"{found.rows_per_s * pool.replicas / factor:,.2f} rows/s"
-        what += f" and {found.kv_gb:.1f} GB KV per GPU, {found.num_sequences} rows at once, {speed}"
+        each = "" if pool.accelerator == "cpu" else " per GPU"
+        what += f" and {found.kv_gb:.1f} GB KV{each},\n{found.num_sequences} rows at once, {speed}"
     change = "" if found.fits else capacity.smallest_change(pool, cost, card, asked)
     fits = "yes" if found.fits else f"no: pools.{pool_name}.{change}" if "=" in change else f"no: {change}"
     if change.startswith("tensor_parallel_size=") and (fewer := gpus // int(change.split("=")[1])):
@@ -213,7 +218,7 @@ def plan_training(name: str, config: TrainConfig, work: Work, options: Any, expo
     card: Card = CARDS["CPU" if config.accelerator == "cpu" else options.card]
     mean = tokens / samples if samples else 1.0
     seconds = cost.seconds(tokens * epochs, mean, config.num_workers, card.flops, TRAIN_MFU)
-    fits, what = "yes", f"{samples:,.0f} samples × {epochs:.3g} epochs, {cost.num_parameters / 1e9:.2f}B"
+    fits, what = "yes", f"{samples:,.0f} samples × {epochs:.3g} epochs, {parameters(cost.num_parameters)}"
     if config.accelerator == "gpu":
         memory = memory_of(cost, config)
         what += f", {memory['gpu']:.1f} GB per GPU" + (

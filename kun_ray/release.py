@@ -18,7 +18,7 @@ import yaml
 from omegaconf import MISSING
 from pyarrow import fs
 
-from kun_ray import card, checksums, leaks
+from kun_ray import card, checksums, inspection, leaks
 from kun_ray.checksums import CHECKSUMS, Digests
 from kun_ray.config import ConfigError, KunError, require, without_credentials
 from kun_ray.modelcard import model_card
@@ -105,9 +105,9 @@ def read_release(config: PublishConfig) -> Release:
     given, shown = Folder(config.input), without_credentials(config.input)
     if given.exists(f"model/{CARD}"):
         _require_complete(given)
-        release = _model(given.below("model"), given.read_json(SUMMARY), config)
+        release = _model(given.below("model"), given.read_json(SUMMARY), inspection.trained_on(given), config)
     elif given.exists(CARD) and posixpath.basename(given.path) != STAGING:
-        release = _model(given, {}, config)
+        release = _model(given, {}, {}, config)
     elif given.exists(MANIFEST) and "selection" in (given.read_json(MANIFEST).get("fingerprint") or {}):
         _require_complete(given)
         require(config.licence is None, "licence: a dataset's is on its card already; give it to jobs/export.py")
@@ -221,7 +221,7 @@ def _dataset(folder: Folder) -> Release:
     return Release("dataset", folder, files, {CHECKSUMS: _sums(files, {})}, licence, terms, unsaid)
 
 
-def _model(folder: Folder, summary: dict[str, Any], config: PublishConfig) -> Release:
+def _model(folder: Folder, summary: dict[str, Any], data: dict[str, list[str]], config: PublishConfig) -> Release:
     described = folder.read_json(CARD)
     files = {}
     for name, expected in described["files"].items():
@@ -236,9 +236,14 @@ def _model(folder: Folder, summary: dict[str, Any], config: PublishConfig) -> Re
         licence = _licence_in(leaks.text(folder, "README.md"))
     else:
         name = posixpath.basename(config.to.partition("?")[0].rstrip("/"))
-        texts["README.md"] = model_card(name, described, summary, licence)
+        texts["README.md"] = model_card(name, described, summary, data, licence)
     unsaid = [] if licence else ["give licence=…, for nothing says under which one this model is"]
     terms = [f"base model: {described['base']}, whose own terms hold too"]
+    terms += [f"{name}: {line}" for name, corpora in data.items() for line in corpora]
+    if any(data.values()):
+        print(
+            f"warning: the corpora below have terms of their own; check that {licence or 'your licence'} agrees with them"
+        )
     return Release("model", folder, files, {**texts, CHECKSUMS: _sums(files, texts)}, licence, terms, unsaid)
 
 

@@ -102,9 +102,13 @@ def _shown(resources: dict[str, float]) -> str:
 
 
 def require_local_gpus(
-    config: RayConfig, num_gpus: float, what: str, lower: str = "replicas or tensor_parallel_size"
+    config: RayConfig,
+    num_gpus: float,
+    what: str,
+    lower: str = "replicas or tensor_parallel_size",
+    key: str = "accelerator",
 ) -> None:
-    """Raises ConfigError when no cluster is joined and this machine has too few GPUs, before Ray is started."""
+    """Raises ConfigError when no cluster is joined and this machine has too few GPUs, before Ray is started; `key` does without."""
     if ray.is_initialized() or config.address or os.environ.get("RAY_ADDRESS") or not num_gpus:
         return
     from ray._private.accelerators import NvidiaGPUAcceleratorManager
@@ -113,7 +117,7 @@ def require_local_gpus(
     if num_gpus > found:
         raise ConfigError(
             f"{what} needs {num_gpus:g} GPUs, but this machine has {found}: lower {lower}, set "
-            "accelerator: cpu, or join a cluster (ray.address)"
+            f"{key}=cpu, or join a cluster (ray.address)"
         )
 
 

@@ -112,7 +112,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if runs:
         for run in runs.values():
             print(f"{run.pools['model'].model} → {run.output}", flush=True)
-            generate.generate(run)
+            generate.generate(run, "pool.accelerator")
         answers = {name: store.Folder(run.output) for name, run in runs.items()}
         folder = store.Folder(config.output)
         checked, dirty = contamination.dirty_questions(folder, suites)

@@ -90,7 +90,7 @@ def pairwise(config: PairwiseConfig) -> dict[str, Any]:
     verdicts: dict[tuple[str, str], str | None] = {}
     if different:
         run = _prepare(config, pairs)
-        generate.generate(run)
+        generate.generate(run, "judge.accelerator")
         table = store.require_complete(run.output).dataset().to_table(columns=["question_id", "subject", "verdict"])
         verdicts = {(row["question_id"], row["subject"]): row["verdict"] for row in table.to_pylist()}
     else:

@@ -10,7 +10,7 @@ import pytest
 
 from kun_ray import formats
 from kun_ray.config import ConfigError, KunError, load
-from kun_ray.evaluate.pairwise import PairwiseConfig, _prepare, combine, describe_judge, fill
+from kun_ray.evaluate.pairwise import PairwiseConfig, _prepare, combine, describe_judge, fill, pairwise
 from kun_ray.evaluate.rows import Pair, folder_name, paired, read_rows, reply, source_names
 from kun_ray.store import Folder, short_names
 
@@ -145,3 +145,24 @@ def test_each_pair_becomes_two_rows_and_a_long_one_fails_alone(tmp_path, model_f
     first, second = rows[0]["text"], rows[1]["text"]
     assert first.index("春天来了") < first.index("花开了") and second.index("花开了") < second.index("春天来了")
     assert rows[2]["reason"] == "over_context" and len({row["doc_id"] for row in rows}) == 4
+
+
+def test_without_a_gpu_the_judges_own_key_is_named(tmp_path, model_folder, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    gpus = "ray._private.accelerators.NvidiaGPUAcceleratorManager.get_current_node_num_accelerators"
+    monkeypatch.setattr(gpus, lambda: 0)
+    answers = [
+        write(tmp_path / f"{name}.jsonl", [{"instruction": "说说春天", "output": name}]) for name in ("first", "second")
+    ]
+    argv = [f"answers=[{','.join(answers)}]", f"output={tmp_path}/out", f"judge.model={model_folder()}"]
+    with pytest.raises(ConfigError, match=r"needs 1 GPUs, but this machine has 0: .* set judge\.accelerator=cpu"):
+        pairwise(load(PairwiseConfig, [CONF, *argv]))
+
+
+def test_the_demos_judge_reads_its_pairs(tmp_path, model_folder):
+    """conf/demo/pairwise.yaml, over a model that is like the demo's in its context."""
+    conf = str(Path(CONF).parent / "demo/pairwise.yaml")
+    config = load(PairwiseConfig, [conf, f"judge.model={model_folder(context=2048)}", f"output={tmp_path}/out"])
+    run = _prepare(config, [Pair("1", "说说春天", ("春天来了。" * 25, "花开了。" * 30))])
+    assert run.pools["model"].accelerator == "cpu"
+    assert Folder(run.input).dataset().to_table()["status"].to_pylist() == ["ok", "ok"]

@@ -66,6 +66,31 @@ def test_the_card_counts_personal_data_of_what_is_exported(tmp_path: Path) -> No
             assert "| bank_card | masked | 0 | 0 |" in lines and "| ip | kept | not checked | not checked |" in lines
 
 
+def test_the_card_shows_every_stage_that_wrote_the_rows(tmp_path: Path) -> None:
+    """Label in a folder of its own, then score and polish, as the pipeline does."""
+
+    def generated(name: str, before: str, steps: dict[str, Any]) -> str:
+        own = {"input": input_fingerprint(Folder(before)), "pools": {"p": {"model": f"/m/{name}"}}, "steps": steps}
+        made = open_stage(str(tmp_path / name), own, {"input": before})
+        pq.write_table(to_table([row(0)], SCHEMA), tmp_path / name / "part-0.parquet")
+        made.finish({"rows": 1})
+        return made.uri
+
+    before = prepared(tmp_path / "prepare", {"pii": "keep"})
+    label = generated("label", before, {"label": {"prompt": "写出指令：\n{text}", "temperature": 0.25}})
+    curate = generated("curate", label, {"score": {"temperature": 0.75}, "polish": {"prompt": "润色"}})
+    text = (run(tmp_path, [], input=curate, output=str(tmp_path / "out")) / "README.md").read_text("utf-8")
+    own = text.split("## Models, prompts and sampling\n")[1].split("## Checksums")[0]
+    first, second = own.split("### score + polish\n")
+    assert "### label\n" in first and "| pools.p.model | /m/label |" in first and "写出指令：\n{text}" in first
+    assert "| steps.label.temperature | 0.25 |" in first and "digest" not in first
+    assert "| pools.p.model | /m/curate |" in second and "| steps.score.temperature | 0.75 |" in second
+    assert summary_of(tmp_path / "out")["generate_digest"] in second and "not known" not in own
+    (tmp_path / "label/manifest.json").unlink()
+    lost = run(tmp_path, [], input=curate, output=str(tmp_path / "lost")) / "README.md"
+    assert "is not known: its folder is no longer there" in lost.read_text("utf-8")
+
+
 def contamination(folder: Path, data: str, num_rows: int, held: list[str]) -> str:
     """The result of a check, as evaluate/contamination.py leaves it below jobs/evaluate.py's output."""
     (folder / "contamination").mkdir(parents=True)

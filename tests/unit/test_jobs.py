@@ -107,6 +107,8 @@ SHIPPED: dict[str, tuple[type, list[str]]] = {
     "score.yaml": (GenerateConfig, [*GENERATE[1:3], GENERATE[4]]),
     "polish.yaml": (GenerateConfig, [*GENERATE[1:3], GENERATE[4]]),
     "demo/generate.yaml": (GenerateConfig, GENERATE[1:3]),
+    "answer.yaml": (GenerateConfig, [*GENERATE[1:3], GENERATE[4]]),
+    "demo/answer.yaml": (GenerateConfig, [GENERATE[2], GENERATE[4]]),
     "export.yaml": (ExportConfig, GENERATE[1:3]),
 }
 

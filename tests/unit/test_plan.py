@@ -113,6 +113,24 @@ def test_the_shipped_pipeline_is_planned_without_corpora_or_models(capsys: pytes
     assert "10,000 pairs in seeds.jsonl, which is not there" in capsys.readouterr().out
 
 
+def test_a_plan_for_cpus_says_nothing_of_gpus(tmp_path: Path, model_folder: Any, capsys: Any) -> None:
+    sizes = f"model_config={model_folder()}/config.json"
+    argv = ["output=/nowhere/demo", "seeds=/nowhere/s", "held_out=/nowhere/h", sizes, "price_per_gpu_hour=2"]
+    argv += ["num_documents=300", "tokens_per_document=200"]
+    lines = plan(load(PipelinePlan, [str(REPO / "conf/pipeline/demo.yaml"), *argv]))
+    out = capsys.readouterr().out
+    assert "on CPUs alone" in out and "two x86 cores' FLOPs" in out and "loading models" in out
+    assert "GPU" not in out and "A100" not in out
+    whats = {line.stage: line.what for line in lines}
+    num_parameters = cost_of(sizes.partition("=")[2]).num_parameters
+    assert 1e6 < num_parameters < 1e8, "what would be 0.0xB"
+    assert f"{num_parameters / 1e6:.2f}M" in whats["train_label"]
+    assert f"1 × {num_parameters / 1e6:.2f}M, {num_parameters * 4 / 1e6:.1f} MB weights" in whats["curate"]
+    assert re.search(r"^ +\S+ rows at once, \S+ rows/s", out, re.MULTILINE), (
+        "a line of its own, numbers beside their units"
+    )
+
+
 def test_documents_are_counted_in_a_sample(tmp_path: Path, model_folder: Any, capsys: Any) -> None:
     texts = clean_texts()
     for part in range(3):

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import ray
+from example_config import REPO
 from example_input import configured, finished, row
 
-from kun_ray.config import ConfigError
+from kun_ray.config import ConfigError, load
 from kun_ray.generate import GenerateConfig, fingerprint, preflight
 from kun_ray.pool import PoolConfig
 from kun_ray.schema import DOCUMENT, with_steps
@@ -84,7 +85,21 @@ def test_only_ok_rows_count_for_the_context(stage: Callable[..., Folder], model_
 def test_max_model_len_beyond_the_model(stage: Callable[..., Folder], model_folder: Callable[..., str]) -> None:
     source = stage([row(0)])
     message = refusal(source, configured(source, model_folder(), "label", "pools.p.max_model_len=4096"))
-    assert "pools.p.max_model_len is 4096" in message and "context of 2048" in message
+    assert "lower pools.p.max_model_len=4096" in message and "context of 2048 tokens" in message
+
+
+def test_the_demos_answers_fit_a_model_like_its_own(
+    stage: Callable[..., Folder], model_folder: Callable[..., str]
+) -> None:
+    """conf/demo/answer.yaml reads the instructions of a labelled stage, whatever the length of their documents."""
+    source = stage([row(0, tokens=5000, instruction="说说春天")], with_steps(DOCUMENT, ["label"]))
+    own = ["output=out", f"pools.chat.model={model_folder(context=2048)}"]
+    demo = load(GenerateConfig, [str(REPO / "conf/demo/answer.yaml"), f"input={source.uri}", *own])
+    assert demo.pools["chat"].num_gpus() == 0
+    preflight(demo, source)
+    assert "lower pools.chat.max_model_len=4096" in refusal(
+        source, load(GenerateConfig, [str(REPO / "conf/answer.yaml"), f"input={source.uri}", *own])
+    )
 
 
 @pytest.mark.parametrize("model", ["models/none/here", "./none", "/none", "file:///none"])

@@ -217,6 +217,20 @@ def test_a_model_is_published_without_what_only_training_needs(model: Path, tmp_
         publish(PublishConfig(str(model), "me/model", private=False))
 
 
+def test_a_models_card_names_its_data_and_the_terms_of_its_corpora(
+    model: Path, data: Path, tmp_path: Path, capsys: Any
+) -> None:
+    entries = [{"path": str(data)}, {"path": "/shared/seeds.jsonl"}]
+    (model / "manifest.json").write_text(json.dumps({"fingerprint": {"training": {}, "data": entries}}))
+    publish(PublishConfig(str(model), str(tmp_path / "x"), push=True, licence="apache-2.0"))
+    said = capsys.readouterr().out
+    assert said.count("warning: the corpora below") == 1 and "apache-2.0 agrees" in said
+    readme = (tmp_path / "x/README.md").read_text().split("## Training data")[1]
+    name = json.loads((data / "manifest.json").read_text())["fingerprint"]["dataset_name"]
+    assert f"- {name}\n  - Web pages of ours: ours\n" in readme
+    assert "- seeds.jsonl\n" in readme and "/shared" not in readme and str(tmp_path) not in readme
+
+
 def test_a_model_that_was_changed_or_not_admitted_stays(model: Path, tmp_path: Path) -> None:
     (model / "model").rename(model / "model.tmp")
     with pytest.raises(KunError, match="neither an export nor a trained model"):
