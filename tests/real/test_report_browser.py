@@ -74,10 +74,25 @@ def test_the_answer_is_shown_as_a_change_of_the_text(browse: Browse, page: Path)
     assert "<del>" in card and re.search(r"<ins>[^<]*温一温壶", card)
 
 
-def test_a_phone_shows_the_page_without_scrolling_sideways(browse: Browse, page: Path, tmp_path: Path) -> None:
-    tell = "<script>onload = () => parent.postMessage([document.documentElement.scrollWidth, innerWidth], '*')</script>"
+def ask(page: Path, script: str) -> str:
+    """The page, without its policy, with JavaScript that runs when all is shown."""
     page_without_policy = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
-    (tmp_path / "page.html").write_text(page_without_policy.replace("</body>", f"{tell}</body>"))
+    return page_without_policy.replace("</body>", f"<script>onload = () => {{ {script} }}</script></body>")
+
+
+def test_a_value_stands_below_the_name_of_its_run(browse: Browse, page: Path, tmp_path: Path) -> None:
+    edges = "(cells) => [...cells].map((cell) => Math.round(cell.getBoundingClientRect().left)).join()"
+    align = "(cells) => [...cells].map((cell) => getComputedStyle(cell).textAlign).join()"
+    row = 'document.querySelector(".differences tbody tr").children'
+    head = 'document.querySelector(".differences thead tr").children'
+    says = f"document.title = [{edges}, {align}].map((of) => (of({row}) === of({head}) ? 'same' : 'not'))"
+    (tmp_path / "page.html").write_text(ask(page, says))
+    assert "<title>same,same</title>" in browse(tmp_path / "page.html")
+
+
+def test_a_phone_shows_the_page_without_scrolling_sideways(browse: Browse, page: Path, tmp_path: Path) -> None:
+    tell = "parent.postMessage([document.documentElement.scrollWidth, innerWidth], '*')"
+    (tmp_path / "page.html").write_text(ask(page, tell))
     frame = tmp_path / "phone.html"
     frame.write_text(
         "<script>onmessage = event => { document.title = event.data.join(' of ') }</script>"
