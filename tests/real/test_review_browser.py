@@ -127,7 +127,7 @@ def test_without_a_name_a_key_says_so_and_is_not_typed_as_one(after: Any) -> Non
 
 def test_two_answers_are_called_by_names_that_hold_beside_and_below_each_other(after: Any) -> None:
     titles, buttons = after(
-        'const texts = (selector) => [...document.querySelectorAll(selector)].map((one) => one.lastChild.textContent);'
+        "const texts = (selector) => [...document.querySelectorAll(selector)].map((one) => one.lastChild.textContent);"
         'return [texts("#answers h2"), texts("#choices button")];'
     )
     assert titles == ["甲的回答", "乙的回答"] and buttons == ["甲更好", "一样好", "一样差", "乙更好"]
