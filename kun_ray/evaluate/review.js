@@ -3,7 +3,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 const pairs = data.mode === "pairs";
-const CHOICES = [["left", "左边更好"], ["both_good", "一样好"], ["both_bad", "一样差"], ["right", "右边更好"]];
+const CHOICES = [["left", "甲更好"], ["both_good", "一样好"], ["both_bad", "一样差"], ["right", "乙更好"]];
 const LEVELS = [[1, "差"], [2, "一般"], [3, "好"]];
 const place = "kun_ray.review." + data.review;
 const others = new Map();  // name → state of who was here before, for a browser that saves nothing
@@ -79,8 +79,8 @@ function enter(name) {
 
 function rate(number) {
   if (!state.reviewer) {
-    notice("请先在左上角填写姓名或代号。");
-    $("reviewer").focus();
+    notice("请先在页面左上角填写姓名或代号，然后再评判。");  // the field is not focused, or the next votes would be typed as a name
+    window.scrollTo(0, 0);
     return;
   }
   if (pairs) {
@@ -137,7 +137,7 @@ function button(key, label, pressed, onClick) {
 function show() {
   const now = item(), given = vote(), done = numDone();
   $("instruction").querySelector(".text").textContent = now.instruction;
-  $("answers").replaceChildren(...now.answers.map((text, i) => card(pairs ? ["左边的回答", "右边的回答"][i] : "回答", text)));
+  $("answers").replaceChildren(...now.answers.map((text, i) => card(pairs ? ["甲的回答", "乙的回答"][i] : "回答", text)));
   if (document.activeElement !== $("comment")) $("comment").value = given.comment || "";
   const row = (buttons, head) => {
     const made = element("div", undefined, { class: head ? "row criterion" : "row" });
@@ -220,6 +220,7 @@ $("file").addEventListener("change", () => $("file").files.length && take($("fil
 $("comment").addEventListener("input", () => change({ comment: $("comment").value }));
 $("reviewer").addEventListener("input", () => notice(""));
 $("reviewer").addEventListener("change", () => enter($("reviewer").value.trim()));
+document.body.classList.toggle("criteria", !pairs);
 $("keys").textContent = (pairs ? "1–4 评判" : "1–3 评分，↑ ↓ 换一项") + " · ← → 翻页 · N 下一条未评 · C 备注 · E 导出 · Esc 离开输入框";
 load();
 $("reviewer").value = state.reviewer;

@@ -27,6 +27,7 @@
       form.elements[name].append(option);
     }
   };
+  const ids = new Set(data.cards.map((card) => card.id));
   const fates = data.cards.flatMap((card) => card.runs);
   fill("status", fates.map((fate) => fate.status));
   fill("step", fates.map((fate) => fate.step));
@@ -42,7 +43,7 @@
   const wanted = () => {
     const read = (name) => (form.elements[name] ? form.elements[name].value : "");
     return {
-      query: read("query").trim().toLowerCase(), run: read("run"), status: read("status"), step: read("step"),
+      query: read("query").trim().toLowerCase(), run: read("run"), fate: read("fate"), status: read("status"), step: read("step"),
       reason: read("reason"), source: read("source"), low: read("low"), high: read("high"), order: read("order"),
       plain: form.elements.plain.checked,
     };
@@ -54,6 +55,7 @@
     (!want.reason || fate.reason === want.reason) &&
     (want.low === "" || (fate.score !== null && fate.score >= Number(want.low))) &&
     (want.high === "" || (fate.score !== null && fate.score <= Number(want.high)));
+  const differs = (card) => new Set(card.runs.map((fate) => `${fate.status} ${fate.reason}`)).size > 1;
   const orders = {
     "score-up": (card) => (card.fit.score === null ? Infinity : card.fit.score),
     "score-down": (card) => (card.fit.score === null ? Infinity : -card.fit.score),
@@ -131,8 +133,18 @@
       left.append(text);
     } else left.append(node("p", "absent", "not in this stage, and the corpus file cannot be read from here"));
     if (card.error) left.append(node("p", "failed", card.error));
-    const meta = Object.entries(card.meta).map(([key, value]) => `${key}: ${typeof value === "string" ? value : JSON.stringify(value)}`);
-    if (meta.length) left.append(node("p", "dim", meta.join(" · ")));
+    const meta = Object.entries(card.meta).flatMap(([key, value]) => {
+      const text = typeof value === "string" ? value : JSON.stringify(value);
+      if (key !== "duplicate_of" || !ids.has(value)) return [" · ", `${key}: ${text}`];
+      const link = node("a", "", text);
+      link.href = `#query=${encodeURIComponent(value)}`;
+      return [" · ", `${key}: `, link];
+    });
+    if (meta.length) {
+      const line = node("p", "dim");
+      line.append(...meta.slice(1));
+      left.append(line);
+    }
     made.append(left);
     const runs = node("div", "runs");
     card.runs.forEach((fate) => runs.append(showFate(card, fate, want)));
@@ -162,7 +174,7 @@
     shown = PAGE;
     matches = data.cards.filter((card) => {
       card.fit = card.runs.find((fate) => fits(fate, want));
-      return card.fit && (!want.source || card.source === want.source) && card.haystack.includes(want.query);
+      return card.fit && (!want.fate || differs(card)) && (!want.source || card.source === want.source) && card.haystack.includes(want.query);
     });
     if (orders[want.order]) {
       const key = orders[want.order];
@@ -184,6 +196,12 @@
       changed();
       document.getElementById("samples").scrollIntoView();
     }));
+  addEventListener("hashchange", () => {
+    if (!location.hash.includes("=")) return;
+    form.reset();  // which shows the samples again, once what the address asks for is filled in
+    recall();
+    document.getElementById("samples").scrollIntoView();
+  });
   const recalled = recall();
   update();
   if (recalled) document.getElementById("samples").scrollIntoView({ behavior: "instant" });

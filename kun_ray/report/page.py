@@ -21,7 +21,7 @@ from kun_ray import __version__
 from kun_ray.config import without_credentials
 from kun_ray.report import plots, tables
 from kun_ray.report.reasons import explain
-from kun_ray.report.runs import Stage, differences
+from kun_ray.report.runs import Stage, differences, stages_of_some
 from kun_ray.report.tables import Measured
 
 HERE: Final = Path(__file__).parent
@@ -86,6 +86,7 @@ def render(runs: list[Measured], cards: list[dict[str, Any]]) -> str:
         stages=tables.stages(runs),
         sample_note=_sample_note(runs, cards),
         differences=differences([r.run for r in runs]) if len(runs) > 1 else [],
+        stages_of_some=stages_of_some([r.run for r in runs]),
         configurations=[
             {"run": number, "stage": stage.name, "created": stage.created, "text": _as_yaml(stage)}
             for number, r in enumerate(runs)

@@ -7,6 +7,7 @@ ever written here.
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -125,18 +126,39 @@ def find_run(uri: str) -> Run:
     return Run(PurePosixPath(folder.path).name, uri, stages, left_out)
 
 
+def stages_of_some(runs: list[Run]) -> list[tuple[str, list[str]]]:
+    """The kinds of stage that not all runs have: (kind, names of the runs that have it)."""
+    having = {kind: [run.name for run in runs if kind in _kinds(run)] for kind in (PREPARE, GENERATE, EXPORT)}
+    return [(kind, names) for kind, names in having.items() if 0 < len(names) < len(runs)]
+
+
 def differences(runs: list[Run]) -> list[tuple[str, list[str]]]:
-    """What decides the output and is not the same in all runs: (key, one value per run)."""
+    """What decides the output and is not the same in all runs: (key, one value per run), strings bare, others as JSON.
+
+    A run without a stage does not make that stage's settings differ; `stages_of_some` names it.
+    """
     flat = []
     for run in runs:
         of_run: dict[str, str] = {}
         for stage in run.stages:
             if stage.kind != OTHER:
-                of_run |= {f"{stage.kind} {key}": str(value) for key, value in flatten(stage.fingerprint)}
+                of_run |= {f"{stage.kind} {key}": _written(value) for key, value in flatten(stage.fingerprint)}
         flat.append(of_run)
     keys = [key for key in dict.fromkeys(key for of_run in flat for key in of_run) if not _is_digest(key)]
-    rows = [(key, [of_run.get(key, "–") for of_run in flat]) for key in keys]
-    return [(key, values) for key, values in rows if len(set(values)) > 1]
+    rows = []
+    for key in keys:
+        having = [of_run for run, of_run in zip(runs, flat, strict=True) if key.partition(" ")[0] in _kinds(run)]
+        if len({of_run.get(key, "–") for of_run in having}) > 1:
+            rows.append((key, [of_run.get(key, "–") for of_run in flat]))
+    return rows
+
+
+def _kinds(run: Run) -> set[str]:
+    return {stage.kind for stage in run.stages}
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _is_digest(key: str) -> bool:

@@ -44,7 +44,7 @@ class Measured:
 
 
 def tiles(runs: list[Measured]) -> list[dict[str, Any]]:
-    """The figures that come first: name, one value per run."""
+    """The figures that come first: name, one value per run, and what a figure counts if its name does not tell."""
     rows = [
         ("documents", [_whole(r.survey.num_rows) for r in runs]),
         ("ok", [_whole(r.survey.num(OK)) for r in runs]),
@@ -54,7 +54,9 @@ def tiles(runs: list[Measured]) -> list[dict[str, Any]]:
         ("tokens written", [_output_tokens(r.run) for r in runs]),
         ("running time", [duration(_elapsed(r)) for r in runs]),
     ]
-    return [{"name": name, "values": values} for name, values in rows]
+    timed = ", ".join(dict.fromkeys(stage.name for r in runs for stage in r.run.chain))
+    notes = {"running time": f"of {timed}"}  # trainings and exports keep no rows, and their time is not counted
+    return [{"name": name, "values": values, "note": notes.get(name, "")} for name, values in rows]
 
 
 def funnel(runs: list[Measured]) -> list[dict[str, Any]]:

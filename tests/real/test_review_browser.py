@@ -106,8 +106,8 @@ def test_votes_outlast_the_page_under_each_name(after: Any) -> None:
 
 def test_a_remark_from_before_the_name_was_typed_is_kept(after: Any) -> None:
     before = 'name("甲"); press("1"); await wait(300); name("");'
-    found = after(before + 'comment("左边更完整"); name("甲"); const first = now(); name("乙"); return [first, now()];')
-    assert found[0]["votes"]["1"]["choice"] == "left" and found[0]["votes"]["1"]["comment"] == "左边更完整"
+    found = after(before + 'comment("甲更完整"); name("甲"); const first = now(); name("乙"); return [first, now()];')
+    assert found[0]["votes"]["1"]["choice"] == "left" and found[0]["votes"]["1"]["comment"] == "甲更完整"
     assert found[1]["votes"] == {}, "the remark is the first name's"
 
 
@@ -115,3 +115,19 @@ def test_a_remark_without_a_name_outlasts_the_page_and_becomes_the_first_names(a
     unnamed, named = after('comment("都不完整");', 'const back = now(); name("丙"); return [back, now()];')
     assert unnamed["reviewer"] == "" and named["reviewer"] == "丙"
     assert unnamed["votes"]["1"]["comment"] == named["votes"]["1"]["comment"] == "都不完整"
+
+
+def test_without_a_name_a_key_says_so_and_is_not_typed_as_one(after: Any) -> None:
+    keys = 'press("1"); press("1"); press("4"); await wait(300);'
+    says = 'return [$("notice").hidden, $("notice").textContent, document.activeElement.id, now()];'
+    hidden, text, focused, found = after(keys + says)
+    assert not hidden and "填写姓名" in text and focused != "reviewer"
+    assert found["votes"] == {} and found["at"] == 1
+
+
+def test_two_answers_are_called_by_names_that_hold_beside_and_below_each_other(after: Any) -> None:
+    titles, buttons = after(
+        "const texts = (selector) => [...document.querySelectorAll(selector)].map((one) => one.lastChild.textContent);"
+        'return [texts("#answers h2"), texts("#choices button")];'
+    )
+    assert titles == ["甲的回答", "乙的回答"] and buttons == ["甲更好", "一样好", "一样差", "乙更好"]

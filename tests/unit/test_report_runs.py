@@ -17,7 +17,7 @@ from kun_ray.config import ConfigError, KunError
 from kun_ray.export import ExportConfig, export
 from kun_ray.report import write_report
 from kun_ray.report.reasons import explain
-from kun_ray.report.runs import differences, find_run, find_runs
+from kun_ray.report.runs import differences, find_run, find_runs, stages_of_some
 from kun_ray.report.tables import _seconds, state
 from kun_ray.report.throughput import read_throughput
 from kun_ray.schema import DOCUMENT, doc_id
@@ -113,6 +113,20 @@ def test_two_runs_stand_side_by_side_with_what_differs(tmp_path: Path, run: Path
     card = next(c for c in page.data["cards"] if c["text"] == WEB[9])
     assert [(fate["run"], fate["status"]) for fate in card["runs"]] == [(0, "ok"), (1, "rejected")]
     assert differences([find_run(str(run)), find_run(str(run))]) == []
+
+
+def test_a_stage_that_one_run_lacks_is_one_line_and_values_are_written_as_in_yaml(tmp_path: Path, run: Path) -> None:
+    other = tmp_path / "other/prepare"
+    shutil.copytree(run / "prepare", other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["fingerprint"] |= {"filters": {"language": None, "words": ["好"]}}
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    runs = find_runs([str(run), str(other)])
+    assert stages_of_some(runs) == [("generate", ["run"]), ("export", ["run"])]
+    found = dict(differences(runs))
+    assert {key.partition(" ")[0] for key in found} == {"prepare"}
+    assert found["prepare filters.language"] == ["–", "null"] and found["prepare filters.words"] == ["–", '["好"]']
+    assert "generate: only in run" in Path(write_report([str(run), str(other)])).read_text()
 
 
 def test_what_differs_stands_above_the_funnel_of_a_comparison_only(tmp_path: Path, run: Path) -> None:
