@@ -269,7 +269,9 @@ def test_the_job_takes_folders_and_settings(tmp_path: Path, run: Path) -> None:
     assert (tmp_path / "deep/both.html").stat().st_size > 10_000
     twice = job(str(run), f"runs=[{odd}]")
     assert twice.returncode == 2 and "say the same" in twice.stderr
-    assert f"# runs:\n# - {run}\n" in done.stdout and not twice.stdout
+    assert done.stdout == f"written to {tmp_path}/deep/both.html\n" and not twice.stdout, (
+        "the answer, without its configuration"
+    )
 
 
 SCRIPT = """
