@@ -285,10 +285,8 @@ def test_what_cannot_work_is_refused_before_anything_starts(configured, model_fo
 
 
 def test_a_base_model_is_asked_plainly(configured, model_folder, monkeypatch):
-    import kun_ray.generate
-
     runs = []
-    monkeypatch.setattr(kun_ray.generate, "generate", lambda run, key: runs.append(run))
+    monkeypatch.setattr("kun_ray.generate.generate", lambda run, key: runs.append(run))
     for name in ("summarise", "write", "show"):
         monkeypatch.setattr(results, name, lambda *_: {})
     base, chat = model_folder("base", chat_template=None), model_folder("chat", chat_template=CHATML)

@@ -257,23 +257,6 @@ def test_every_reason_that_the_documentation_lists_is_explained() -> None:
     assert [reason.strip() for reason in reasons if not explain(reason.strip())] == []
 
 
-def test_the_job_takes_folders_and_settings(tmp_path: Path, run: Path) -> None:
-    def job(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(REPO / "jobs/report.py"), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=REPO)
-
-    odd = tmp_path / "lr=1e-5"
-    shutil.copytree(run, odd)
-    done = job(str(run), str(odd), f"output={tmp_path}/deep/both.html", "samples=3")
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "deep/both.html").stat().st_size > 10_000
-    twice = job(str(run), f"runs=[{odd}]")
-    assert twice.returncode == 2 and "say the same" in twice.stderr
-    assert done.stdout == f"written to {tmp_path}/deep/both.html\n" and not twice.stdout, (
-        "the answer, without its configuration"
-    )
-
-
 SCRIPT = """
 import resource, sys
 from kun_ray.report.runs import find_run

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from kun_ray.report.throughput import read_throughput
 from kun_ray.schema import DOCUMENT, doc_id
 from kun_ray.selection import SelectionConfig
 from kun_ray.store import Folder, open_stage
+
+REPO = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -213,3 +217,20 @@ def test_a_folder_without_stages_is_refused_with_what_to_give(tmp_path: Path) ->
         write_report([str(tmp_path / "empty")])
     with pytest.raises(ConfigError, match="give at least one run"):
         write_report([])
+
+
+def test_the_job_takes_folders_and_settings(tmp_path: Path, run: Path) -> None:
+    def job(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(REPO / "jobs/report.py"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=REPO)
+
+    odd = tmp_path / "lr=1e-5"
+    shutil.copytree(run, odd)
+    done = job(str(run), str(odd), f"output={tmp_path}/deep/both.html", "samples=3")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "deep/both.html").stat().st_size > 10_000
+    twice = job(str(run), f"runs=[{odd}]")
+    assert twice.returncode == 2 and "say the same" in twice.stderr
+    assert done.stdout == f"written to {tmp_path}/deep/both.html\n" and not twice.stdout, (
+        "the answer, without its configuration"
+    )
