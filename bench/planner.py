@@ -60,7 +60,7 @@ def main() -> None:
 
 def measure(folder: Path, shape: str, rows: int) -> dict[str, Any]:
     save_shape(shape, folder / "model")
-    setattr(stage, "Pool", MeasuredPool)  # noqa: B010 - its stop tokens give random weights replies of a known mean length
+    setattr(stage, "Pool", MeasuredPool)  # noqa: B010 - its replies have a known mean length
     write_documents(folder, "pilot", rows // 2, 1)
     write_documents(folder, "planned", rows, 2)
     run(arguments(folder, "pilot", 8))

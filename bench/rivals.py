@@ -7,7 +7,7 @@ per_file: one synchronous `vllm.LLM.generate` for each file of 128 rows, as Kun'
 ray_data_llm: `ray.data.llm.build_processor` with its defaults.
 All three get the same texts, prompts, sampling and engine arguments, and load before the clock runs. A turn lasts from opening
 its input to its last row; the order of the three changes from round to round; the first round warms up. Weights are random,
-and a reply ends at one of many stop tokens, so its length is geometric.
+and the length of a reply is drawn from its text, exponentially, so that it is the same for all three.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import ray.data
 from engine import WORKLOADS, bench_config, documents
 from machine import versions, write
 from shapes import SHAPES, save_shape
-from sides import BenchPool, Gated, stop_tokens
+from sides import BenchPool, Gated, reply_tokens
 
 import kun_ray.generate as stage
 from kun_ray import execution
@@ -56,6 +56,7 @@ def main() -> None:
         "--memory", type=float, default=0.28, help="gpu_memory_utilization of each of the three engines"
     )
     parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--threads", type=int, default=1, help="with --cpu: OpenMP threads of each engine")
     parser.add_argument("--out", type=Path, default=Path("bench/results"))
     options = parser.parse_args()
     options.one_engine_at_a_time, share = False, 0.0 if options.cpu else 0.3
@@ -78,7 +79,7 @@ def contestants(
 ) -> dict[str, Callable[[int], dict[str, Any]]]:
     """Name → function that runs one turn. Each engine is loaded, one after the other, before the next one asks for memory."""
     pool = config.pools["label"]
-    setattr(stage, "Pool", BenchPool)  # noqa: B010 - its stop tokens give random weights replies of all lengths
+    setattr(stage, "Pool", BenchPool)  # noqa: B010 - its replies have lengths that random weights do not give them
     options: dict[str, Any] = {"num_gpus": share, "runtime_env": {"env_vars": environment(pool, 1)}}
     per_file = ray.remote(**options)(PerFile).remote(config)
     ray.get(per_file.turn.remote(rows[0][:8]))
@@ -167,7 +168,7 @@ def ray_data_llm(config: GenerateConfig, share: float, documents: ray.data.Datas
             concurrency=1,
             log_engine_metrics=False,
         ),
-        preprocess=lambda row: {"messages": turns(row["text"]), "sampling_params": params},
+        preprocess=lambda row: {"messages": turns(row["text"]), "sampling_params": params(row["text"])},
         postprocess=lambda row: {"instruction": row["generated_text"]},
     )
     return processor(documents)
@@ -180,7 +181,7 @@ class PerFile:
         from vllm import LLM, SamplingParams
 
         self._llm = LLM(**arguments(config))
-        self._params = SamplingParams(**sampling(config))
+        self._new_params, self._sampling = SamplingParams, sampling(config)
         self._tokenizer = load_tokenizer(config.pools["label"].model)
         self._messages = messages(config)
 
@@ -193,7 +194,8 @@ class PerFile:
                 )
                 for row in file
             ]
-            outputs = self._llm.generate(prompts, self._params, use_tqdm=False)  # type: ignore[arg-type]
+            params = [self._new_params(**self._sampling(row["text"])) for row in file]
+            outputs = self._llm.generate(prompts, params, use_tqdm=False)  # type: ignore[arg-type]
             tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
         return {"seconds": round(time.perf_counter() - started, 4), "rows": len(rows), "output_tokens": tokens}
 
@@ -215,11 +217,11 @@ def messages(config: GenerateConfig) -> Callable[[str], list[dict[str, str]]]:
     return lambda text: [*system, {"role": "user", "content": prompt.user.replace("{text}", text)}]
 
 
-def sampling(config: GenerateConfig) -> dict[str, Any]:
+def sampling(config: GenerateConfig) -> Callable[[str], dict[str, Any]]:
+    """The sampling of the reply to a text, whose length is drawn from the text."""
     assert config.steps.label is not None
-    step = config.steps.label
-    ends = stop_tokens(config.pools["label"].model, step.max_chars)
-    return {**dataclasses.asdict(step.sampling), "stop_token_ids": ends}
+    mean, given = config.steps.label.max_chars, dataclasses.asdict(config.steps.label.sampling)
+    return lambda text: {**given, "max_tokens": reply_tokens(text, mean, given["max_tokens"])}
 
 
 if __name__ == "__main__":

@@ -1,18 +1,23 @@
 """The two sides of bench/engine.py: a kun_ray pool under Ray Data whose rows arrive turn by turn, and `vllm.LLM`.
 
-Both end their replies at the same many stop tokens. Ray ships neither by value: workers import this file beside engine.py.
+Both decode replies of the same lengths. Ray ships neither by value: workers import this file beside engine.py.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import dataclasses
+import math
+import os
 import statistics
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import ray
 import ray.data
@@ -21,29 +26,46 @@ from ray.data.datasource import Datasource, ReadTask
 
 import kun_ray.generate as stage
 from kun_ray.board import new_board
-from kun_ray.engine import Engine, VllmEngine, engine_arguments
+from kun_ray.engine import engine_arguments
 from kun_ray.generate import GenerateConfig, build_dataset
 from kun_ray.pool import Pool, PoolConfig
 from kun_ray.prompts import build_prompt, load_tokenizer
+from kun_ray.replies import Reply
 from kun_ray.schema import DOCUMENT, to_table
+from kun_ray.steps import Step
+
+CORES = sorted(os.sched_getaffinity(0))
+"""What this process may run on when it begins."""
 
 
 class BenchPool(Pool):
-    """The package's Pool whose replies end at one of many stop tokens: on random weights, geometric lengths."""
-
-    def _build_engine(self, path: str, stop_ids: list[int]) -> Engine:
-        return VllmEngine(self._config, path, stop_tokens(path, self._mean_tokens))
+    """The package's Pool whose replies have the lengths of `reply_tokens`, which random weights would not end at."""
 
     def __init__(self, name: str, config: PoolConfig, steps: Any, board: Any = None) -> None:
         self._mean_tokens = steps.label.max_chars  # the bench has no other use for this limit
         super().__init__(name, config, steps, board)
+
+    async def _ask(self, step: Step, prompt: list[int]) -> Reply:
+        return dataclasses.replace(
+            await super()._ask(step, prompt), finish_reason="stop"
+        )  # cut short is no failure here
+
+    async def _step(self, step: Step, row: dict[str, Any]) -> dict[str, Any]:
+        assert step.sampling is not None
+        most = reply_tokens(row["text"], self._mean_tokens, step.sampling.max_tokens)
+        one = dataclasses.replace(step, sampling=dataclasses.replace(step.sampling, max_tokens=most))
+        turn = int(row["doc_id"][:8], 16)
+        began = self._counters.setdefault(f"began_{turn}", time.time())  # type: ignore[arg-type]
+        found = await super()._step(one, row)
+        self._counters[f"lasted_{turn}"] = time.time() - began  # type: ignore[assignment]
+        return found
 
 
 class OurRun:
     """One streaming execution of kun_ray over rows that arrive turn by turn: each turn's read waits for its gate."""
 
     def __init__(self, config: GenerateConfig, rows: list[list[dict[str, Any]]], folder: Path) -> None:
-        setattr(stage, "Pool", BenchPool)  # noqa: B010 - build_dataset names the class; the bench's differs in stop tokens only
+        setattr(stage, "Pool", BenchPool)  # noqa: B010 - build_dataset names the class; the bench's differs in its replies' lengths only
         self._gates = [folder / f"gate-{index}" for index in range(len(rows))]
         self._num_rows = len(rows[0])
         self._board = new_board()
@@ -56,18 +78,21 @@ class OurRun:
         self._thread.start()
 
     def turn(self, index: int) -> dict[str, Any]:
-        """Opens the gate of one turn and waits for its last row."""
+        """Opens the gate of one turn and waits for its last row.
+
+        `seconds` are those from its first row in the engine to its last one out; `from_opening_s` begin with the gate.
+        """
         started = time.perf_counter()
         self._gates[index].touch()
         wanted = self._before["rows"] + self._num_rows
         while (now := self._counters()).get("rows", 0) < wanted:
             if not self._thread.is_alive():
                 raise RuntimeError("the pipeline ended early; see the log above")
-            time.sleep(0.01)
-        seconds = time.perf_counter() - started
+            time.sleep(0.05)  # each look costs the driver and the board a millisecond of a core
+        whole = time.perf_counter() - started
         found = {key: int(now[key] - self._before[key]) for key in self._before}
         self._before = {key: now[key] for key in self._before}
-        return {"seconds": round(seconds, 4), **found}
+        return {"seconds": round(now[f"lasted_{index}"], 4), "from_opening_s": round(whole, 4), **found}
 
     def finish(self) -> None:
         """Ends the execution, which frees its GPU."""
@@ -119,17 +144,16 @@ class Raw:
         self._rubric = build_prompt(self._tokenizer, config.steps.score.prompt)
 
     def turn(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        import dataclasses
-
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         prompts = [{"prompt_token_ids": self._prompt.render(row)} for row in rows]
-        params = SamplingParams(
-            **dataclasses.asdict(self._label.sampling),
-            stop_token_ids=stop_tokens(str(self._llm.llm_engine.model_config.model), self._label.max_chars),
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        given, most = dataclasses.asdict(self._label.sampling), self._label.sampling.max_tokens
+        lengths = [reply_tokens(row["text"], self._label.max_chars, most) for row in rows]
+        params = [
+            SamplingParams(**{**given, "max_tokens": length}, output_kind=RequestOutputKind.FINAL_ONLY)
+            for length in lengths
+        ]
         started = time.perf_counter()
         outputs = self._llm.generate(prompts, params, use_tqdm=False)  # type: ignore[arg-type]
         seconds = time.perf_counter() - started
@@ -172,7 +196,23 @@ def new_raw(options: dict[str, Any], pool: PoolConfig, config: GenerateConfig) -
     return ray.remote(**options)(Raw).remote(pool, config)
 
 
-def stop_tokens(model: str, mean: int) -> list[int]:
-    """Token ids, one in `mean` of the vocabulary: where weights are random, a reply ends at each token with 1/mean."""
-    vocabulary = json.loads((Path(model) / "config.json").read_text())["vocab_size"]
-    return list(range(7, vocabulary, mean))
+def give_engines_their_cores(threads: int) -> None:
+    """Engines' processes get the machine's last cores to themselves, as they would a card; all others of this tree the first.
+
+    Both sides' engines get the same ones, for only one of them works at a time.
+    """
+    engines, others = CORES[-threads:], CORES[:-threads] or CORES
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            mine = engines if process.name().startswith("VLLM::") else others
+            for thread in process.threads():
+                os.sched_setaffinity(thread.id, mine)
+
+
+def reply_tokens(text: str, mean: int, most: int) -> int:
+    """How many tokens the reply to a text has: drawn from its hash, exponentially about `mean`, at most `most`.
+
+    Skewed, as replies are, and the same to whoever is asked, so that a ratio of speeds has no luck in it.
+    """
+    part = (zlib.crc32(text.encode()) + 1) / 2**32
+    return min(most, 1 + int(-mean * math.log(part)))

@@ -23,7 +23,7 @@ from kun_ray.adapters import check_adapter, with_absolute_adapters
 from kun_ray.board import new_board
 from kun_ray.config import ConfigError, KunError, RayConfig, require, show_config, to_dict
 from kun_ray.counts import count_statuses, prove_counts, warn_if_none_ok
-from kun_ray.engine import check_engine_arguments, check_engine_installed
+from kun_ray.engine_checks import check_engine_arguments, check_engine_installed
 from kun_ray.fingerprint import fingerprint
 from kun_ray.headroom import check_pools
 from kun_ray.lease import LEASE_S

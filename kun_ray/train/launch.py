@@ -20,7 +20,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from kun_ray import execution, lease, models, store
 from kun_ray.config import ConfigError, KunError, require, show_config, to_dict
 from kun_ray.cost import peak_flops
-from kun_ray.engine import EngineConfig, check_engine_arguments, check_engine_installed
+from kun_ray.engine import EngineConfig
+from kun_ray.engine_checks import check_engine_arguments, check_engine_installed
 from kun_ray.headroom import check_training
 from kun_ray.prompts import load_tokenizer
 from kun_ray.room import accelerators, holders, require_local_gpus, wait_for_room
