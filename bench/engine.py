@@ -18,12 +18,13 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.data
+from machine import write
 from shapes import SHAPES, card_limits, save_shape, texts
 from sides import OurRun, give_engines_their_cores, new_raw
 
@@ -52,60 +53,60 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(options, Path(folder))
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"engine-{options.shape}-{options.workload}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+        for result in measure(options, Path(folder)):  # kept at once: on a lent card the time may end any moment
+            alone = "-alone" if options.one_engine_at_a_time else ""
+            write(options.out, f"engine-{options.shape}-{options.workload}{alone}", result)
     print(json.dumps({key: value for key, value in result.items() if key != "turns"}, indent=2))
 
 
-def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Runs all turns and returns the result."""
+def measure(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """Runs all turns; yields the result so far after each pair that counts, and after the scoring."""
     save_shape(options.shape, folder / "model")
     config = bench_config(options, folder)
     pool = config.pools["label"]
-    execution.connect(RayConfig(num_cpus=16))
+    execution.connect(RayConfig(num_cpus=16 + options.pairs))  # each turn's reader holds one
     limits = ray.get(ray.remote(num_gpus=0 if options.cpu else 0.1, max_calls=1)(card_limits).remote(options.cpu))
     rows = documents(options.rows, options.pairs + 1)
     share = 0 if options.cpu else (1.0 if options.one_engine_at_a_time else 0.5)
     raw_options = {"num_gpus": share, "runtime_env": {"env_vars": environment(pool, 2)}}
     turns: list[dict[str, Any]] = []
 
-    def pin() -> None:
+    def take(who: str, index: int, found: dict[str, Any]) -> None:
+        turns.append({"who": who, "pair": index, **found})
+        print(json.dumps(turns[-1]), flush=True)
         if options.cpu:
             give_engines_their_cores(options.threads)
 
     if options.one_engine_at_a_time:
         ours = OurRun(config, rows, folder)
         for index in range(options.pairs + 1):
-            turns.append({"who": "kun_ray", "pair": index, **ours.turn(index)})
-            pin()
+            take("kun_ray", index, ours.turn(index))
         ours.finish()
         raw = new_raw(raw_options, pool, config)
         for index in range(options.pairs + 1):
-            turns.append({"who": "vllm.LLM", "pair": index, **ray.get(raw.turn.remote(rows[index]))})
-            pin()
+            take("vllm.LLM", index, ray.get(raw.turn.remote(rows[index])))
+            if index:
+                yield summarise(options, turns, limits, None)
     else:
         raw = new_raw(raw_options, pool, config)
         ray.get(raw.turn.remote(rows[0][:8]))  # loads and warms up before the other engine asks for memory
         ours = OurRun(config, rows, folder)
         for index in range(options.pairs + 1):
-            ours_first = index % 2 == 0
-            for who in ("kun_ray", "vllm.LLM") if ours_first else ("vllm.LLM", "kun_ray"):
-                found = ours.turn(index) if who == "kun_ray" else ray.get(raw.turn.remote(rows[index]))
-                turns.append({"who": who, "pair": index, **found})
-                print(json.dumps(turns[-1]), flush=True)
-            pin()
+            for who in ("vllm.LLM", "kun_ray") if index % 2 else ("kun_ray", "vllm.LLM"):
+                take(who, index, ours.turn(index) if who == "kun_ray" else ray.get(raw.turn.remote(rows[index])))
+            if index:
+                yield summarise(options, turns, limits, None)
         ours.finish()
-    scoring = ray.get(raw.score.remote(rows[0])) if options.scoring else None
-    return summarise(options, turns, limits, scoring)
+    if options.scoring:
+        yield summarise(options, turns, limits, ray.get(raw.score.remote(rows[0])))
 
 
 def summarise(
     options: argparse.Namespace, turns: list[dict[str, Any]], limits: dict[str, Any], scoring: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Medians over the pairs (the first pair warms up and is not counted) and the distance to the card's limits."""
-    counted = [turn for turn in turns if turn["pair"] > 0]
+    pairs = min(turns[-1]["pair"], options.pairs)
+    counted = [turn for turn in turns if 0 < turn["pair"] <= pairs]
     rate = {
         who: [t["output_tokens"] / t["seconds"] for t in counted if t["who"] == who] for who in ("kun_ray", "vllm.LLM")
     }
@@ -113,20 +114,23 @@ def summarise(
     ours = [turn for turn in counted if turn["who"] == "kun_ray"]
     from_opening = [ratio * turn["seconds"] / turn["from_opening_s"] for ratio, turn in zip(ratios, ours, strict=True)]
     floors = [
-        SHAPES[options.shape].floor_seconds(turn, options.max_num_seqs, limits) / turn["seconds"] for turn in ours
+        SHAPES[options.shape].floor_seconds(turn, options.max_num_seqs, limits, 4 if options.cpu else 2)
+        / turn["seconds"]
+        for turn in ours
     ]
-    cached = [t["cached_tokens"] / t["prompt_tokens"] for t in counted if t["who"] == "vllm.LLM"]
+    cached = [turn["cached_tokens"] / turn["prompt_tokens"] for turn in ours]
+    mean, most = lengths(options)
     return {
         "shape": options.shape,
         "parameters": SHAPES[options.shape].num_parameters(),
         "workload": options.workload,
+        "output_tokens": {"mean": mean, "most": most},
         "rows_per_turn": options.rows,
-        "pairs": options.pairs,
+        "pairs": pairs,
         "max_num_seqs": options.max_num_seqs,
         "threads": options.threads if options.cpu else None,
         "in_turn": not options.one_engine_at_a_time,
-        "machine": limits,
-        "date": time.strftime("%F"),
+        "card": limits,
         "kun_ray_output_tokens_per_s": round(statistics.median(rate["kun_ray"]), 1),
         "vllm_output_tokens_per_s": round(statistics.median(rate["vllm.LLM"]), 1),
         "kun_ray_rows_per_s": round(statistics.median([t["rows"] / t["seconds"] for t in ours]), 2),
@@ -140,11 +144,15 @@ def summarise(
     }
 
 
+def lengths(options: argparse.Namespace) -> tuple[int, int]:
+    """Mean and largest number of output tokens; a quarter of them for the tiny model."""
+    mean, most = WORKLOADS[options.workload]
+    return (mean // 4, most // 4) if options.shape == "tiny" else (mean, most)
+
+
 def bench_config(options: argparse.Namespace, folder: Path) -> GenerateConfig:
     """One pool that runs `label` with the chosen workload's lengths, on the shipped prompts."""
-    mean, most = WORKLOADS[options.workload]
-    if options.shape == "tiny":
-        mean, most = mean // 4, most // 4
+    mean, most = lengths(options)
     share = 1.0 if options.one_engine_at_a_time else 0.5
     engine: dict[str, Any] = {"dtype": "float32" if options.cpu else "bfloat16", "load_format": "dummy"}
     if not options.cpu:

@@ -47,7 +47,7 @@ class MeasuredPool(BenchPool):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="0.1b")
+    parser.add_argument("--shape", choices=SHAPES, default="29m")
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("bench/results"))
     options = parser.parse_args()

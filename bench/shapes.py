@@ -39,23 +39,24 @@ class Shape:
         attention = self.hidden * head * (2 * self.heads + 2 * self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.intermediate) + self.vocabulary * self.hidden
 
-    def kv_bytes_per_token(self) -> int:
-        """Keys and values of one token in bf16."""
-        return 2 * self.layers * self.kv_heads * (self.hidden // self.heads) * 2
+    def kv_bytes_per_token(self, width: int = 2) -> int:
+        """Keys and values of one token, each number `width` bytes."""
+        return 2 * self.layers * self.kv_heads * (self.hidden // self.heads) * width
 
-    def floor_seconds(self, turn: dict[str, Any], batch: int, limits: dict[str, Any]) -> float:
+    def floor_seconds(self, turn: dict[str, Any], batch: int, limits: dict[str, Any], width: int = 2) -> float:
         """Least time for a turn on this card: prefill at its matmul rate, decoding at its memory bandwidth.
 
         Each decode step reads the weights once for a full batch and every sequence's keys and values:
-        t = 2·N·prompt_tokens / FLOPs + (steps·2·N + output_tokens·mean_context·kv) / bandwidth, steps = output/batch.
+        t = 2·(N − head)·computed prompt tokens / FLOPs + (steps·width·N + output_tokens·mean_context·kv) / bandwidth,
+        steps = output/batch; the head is computed for a prompt's last token alone, and cached tokens are not computed.
         """
         weights = self.num_matmul_parameters()
-        prefill = 2 * weights * turn["prompt_tokens"] / limits["matmul_flops_per_s"]
+        computed = turn["prompt_tokens"] - turn["cached_tokens"]
+        prefill = 2 * (weights - self.vocabulary * self.hidden) * computed / limits["matmul_flops_per_s"]
         mean_context = (turn["prompt_tokens"] + turn["output_tokens"] / 2) / turn["rows"]
-        read = (
-            turn["output_tokens"] / batch * 2 * weights
-            + turn["output_tokens"] * mean_context * self.kv_bytes_per_token()
-        )
+        read = turn["output_tokens"] / batch * width * weights + turn[
+            "output_tokens"
+        ] * mean_context * self.kv_bytes_per_token(width)
         return float(prefill + read / limits["copy_bytes_per_s"])
 
 

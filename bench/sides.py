@@ -26,20 +26,30 @@ from ray.data.datasource import Datasource, ReadTask
 
 import kun_ray.generate as stage
 from kun_ray.board import new_board
-from kun_ray.engine import engine_arguments
+from kun_ray.engine import Engine, engine_arguments
 from kun_ray.generate import GenerateConfig, build_dataset
 from kun_ray.pool import Pool, PoolConfig
 from kun_ray.prompts import build_prompt, load_tokenizer
 from kun_ray.replies import Reply
 from kun_ray.schema import DOCUMENT, to_table
-from kun_ray.steps import Step
+from kun_ray.steps import Sampling, Step
 
 CORES = sorted(os.sched_getaffinity(0))
 """What this process may run on when it begins."""
 
 
+@dataclasses.dataclass
+class WholeReplies(Sampling):
+    """Sampling that no end token cuts short: random weights draw one now and then."""
+
+    ignore_eos: bool = True
+
+
 class BenchPool(Pool):
     """The package's Pool whose replies have the lengths of `reply_tokens`, which random weights would not end at."""
+
+    def _build_engine(self, path: str, stop_ids: list[int]) -> Engine:
+        return super()._build_engine(path, [])
 
     def __init__(self, name: str, config: PoolConfig, steps: Any, board: Any = None) -> None:
         self._mean_tokens = steps.label.max_chars  # the bench has no other use for this limit
@@ -53,7 +63,8 @@ class BenchPool(Pool):
     async def _step(self, step: Step, row: dict[str, Any]) -> dict[str, Any]:
         assert step.sampling is not None
         most = reply_tokens(row["text"], self._mean_tokens, step.sampling.max_tokens)
-        one = dataclasses.replace(step, sampling=dataclasses.replace(step.sampling, max_tokens=most))
+        whole = WholeReplies(**{**dataclasses.asdict(step.sampling), "max_tokens": most})
+        one = dataclasses.replace(step, sampling=whole)
         turn = int(row["doc_id"][:8], 16)
         began = self._counters.setdefault(f"began_{turn}", time.time())  # type: ignore[arg-type]
         found = await super()._step(one, row)
@@ -69,7 +80,7 @@ class OurRun:
         self._gates = [folder / f"gate-{index}" for index in range(len(rows))]
         self._num_rows = len(rows[0])
         self._board = new_board()
-        self._before = {"rows": 0.0, "prompt_tokens": 0.0, "output_tokens": 0.0}
+        self._before = dict.fromkeys(("rows", "prompt_tokens", "cached_tokens", "output_tokens"), 0.0)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         source = Gated(rows, self._gates)
@@ -90,8 +101,8 @@ class OurRun:
                 raise RuntimeError("the pipeline ended early; see the log above")
             time.sleep(0.05)  # each look costs the driver and the board a millisecond of a core
         whole = time.perf_counter() - started
-        found = {key: int(now[key] - self._before[key]) for key in self._before}
-        self._before = {key: now[key] for key in self._before}
+        found = {key: int(now.get(key, 0) - self._before[key]) for key in self._before}
+        self._before = {key: now.get(key, 0) for key in self._before}
         return {"seconds": round(now[f"lasted_{index}"], 4), "from_opening_s": round(whole, 4), **found}
 
     def finish(self) -> None:
@@ -151,7 +162,9 @@ class Raw:
         given, most = dataclasses.asdict(self._label.sampling), self._label.sampling.max_tokens
         lengths = [reply_tokens(row["text"], self._label.max_chars, most) for row in rows]
         params = [
-            SamplingParams(**{**given, "max_tokens": length}, output_kind=RequestOutputKind.FINAL_ONLY)
+            SamplingParams(
+                **{**given, "max_tokens": length, "ignore_eos": True}, output_kind=RequestOutputKind.FINAL_ONLY
+            )
             for length in lengths
         ]
         started = time.perf_counter()
@@ -166,29 +179,36 @@ class Raw:
         }
 
     def score(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Rows/s of one prefill per row against decoding 8 and 256 tokens; all share the rubric as prefix."""
+        """Rows/s of one prefill per row against decoding 8 and 256 tokens; all share the rubric as prefix, and nothing else."""
         from vllm import SamplingParams
 
-        prompts = [{"prompt_token_ids": self._rubric.render({"instruction": row["text"][:60]})} for row in rows]
         kun: dict[str, Any] = {"temperature": 0.5, "top_p": 0.95, "repetition_penalty": 1.2, "ignore_eos": True}
         ways = {
             "choose": SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=[100, 200], detokenize=False),
             "decode_8": SamplingParams(max_tokens=8, **kun),
             "decode_256": SamplingParams(max_tokens=256, **kun),
         }
-        found: dict[str, Any] = {"rows": len(prompts), "prompt_tokens_each": len(prompts[0]["prompt_token_ids"])}
-        for repeat in range(3):
-            for name, params in ways.items():
-                started = time.perf_counter()
-                self._llm.generate(prompts, params, use_tqdm=False)  # type: ignore[arg-type]
-                if repeat:  # the first round warms up
-                    found.setdefault(name, []).append(len(prompts) / (time.perf_counter() - started))
-        rates = {name: statistics.median(found.pop(name)) for name in ways}
+        rates: dict[str, list[float]] = {name: [] for name in ways}
+        cached: dict[str, list[float]] = {name: [] for name in ways}
+        for number, name in enumerate([*ways] * 3):
+            instructions = [
+                row["text"][20 * number : 20 * number + 60] for row in rows
+            ]  # else a turn finds all in the cache
+            prompts = [{"prompt_token_ids": self._rubric.render({"instruction": text})} for text in instructions]
+            started = time.perf_counter()
+            outputs = self._llm.generate(prompts, ways[name], use_tqdm=False)  # type: ignore[arg-type]
+            if number >= len(ways):  # the first round warms up
+                rates[name].append(len(prompts) / (time.perf_counter() - started))
+                num_tokens = sum(len(prompt["prompt_token_ids"]) for prompt in prompts)
+                cached[name].append(sum(output.num_cached_tokens or 0 for output in outputs) / num_tokens)
+        medians = {name: statistics.median(rate) for name, rate in rates.items()}
         return {
-            **found,
-            **{f"{name}_rows_per_s": round(rate, 1) for name, rate in rates.items()},
-            "choose_over_decode_8": round(rates["choose"] / rates["decode_8"], 2),
-            "choose_over_decode_256": round(rates["choose"] / rates["decode_256"], 2),
+            "rows": len(rows),
+            "prompt_tokens_each": len(prompts[0]["prompt_token_ids"]),
+            **{f"{name}_rows_per_s": round(rate, 1) for name, rate in medians.items()},
+            "choose_over_decode_8": round(medians["choose"] / medians["decode_8"], 2),
+            "choose_over_decode_256": round(medians["choose"] / medians["decode_256"], 2),
+            "prefix_cache_hit_rate": {name: round(statistics.median(found), 4) for name, found in cached.items()},
         }
 
 

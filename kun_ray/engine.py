@@ -93,12 +93,16 @@ class Engine(Protocol):
     """What a pool needs of an engine. Prompts are token ids, shape [prompt length]; `adapter` is a LoRA adapter's folder."""
 
     max_model_len: int
-    num_events: int
-    """Signs of life so far. While requests are inside and the engine works, it grows."""
-    first_token_at: float | None
-    """When its first token came out, seconds since the epoch."""
     stats: Any
     """EngineStats: what it says of its cache and its queue; or None."""
+
+    @property
+    def num_events(self) -> int:
+        """Signs of life so far. While requests are inside and the engine works, it grows."""
+
+    @property
+    def first_token_at(self) -> float | None:
+        """When its first token came out, seconds since the epoch."""
 
     def kill(self) -> None:
         """Ends the engine's processes at once, whatever they do."""
@@ -136,11 +140,18 @@ class VllmEngine:
             raise RuntimeError(self._tail.cause() or f"{type(error).__name__}: {error}") from error
         self._stop_token_ids = stop_token_ids
         self._adapters: dict[str, int] = {}
-        self._num_requests = self._num_running = self.num_events = 0
-        self.first_token_at: float | None = None
+        self._num_requests = self._num_running = 0
         for name in ("vllm.v1.engine.async_llm", "vllm.v1.engine.core_client"):
             logging.getLogger(name).addFilter(lambda record: self._num_running > 0)  # an idle engine's end is no news
         self.max_model_len: int = self._llm.model_config.max_model_len
+
+    @property
+    def num_events(self) -> int:
+        return self.stats.num_steps
+
+    @property
+    def first_token_at(self) -> float | None:
+        return self.stats.first_token_at
 
     async def generate(self, prompt: list[int], sampling: Sampling, adapter: str | None = None) -> Reply:
         from vllm import SamplingParams
@@ -149,7 +160,7 @@ class VllmEngine:
         params = SamplingParams(
             **dataclasses.asdict(sampling),
             stop_token_ids=self._stop_token_ids,
-            output_kind=RequestOutputKind.CUMULATIVE,  # at `stream_interval`, as a sign of life
+            output_kind=RequestOutputKind.FINAL_ONLY,  # or each token of each row would wake this process
         )
         output = await self._request(prompt, params, adapter)
         done, cached = output.outputs[0], output.num_cached_tokens or 0
@@ -198,8 +209,6 @@ class VllmEngine:
                 {"prompt_token_ids": prompt}, params, str(self._num_requests), lora_request=self._adapter(adapter)
             ):
                 result = output
-                self.first_token_at = self.first_token_at or time.time()
-                self.num_events += 1
         except EngineDeadError as error:
             words = self._tail.cause() or "its core ended without a word (killed, or out of memory?)"
             raise EngineDead(words) from error
@@ -229,7 +238,6 @@ def engine_arguments(config: EngineConfig, model_path: str) -> dict[str, Any]:
         "enable_log_requests": False,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
-        "stream_interval": 64,  # tokens between two outputs of a request: enough for `num_events`, and almost free
     }
     if config.accelerator == "cpu":
         arguments |= {"enforce_eager": True}  # torch.compile of a tiny model takes 117 s instead of 23 s on two cores

@@ -6,6 +6,7 @@ inside an engine (KV cache, preemptions, prefix cache, waiting requests) vLLM te
 
 from __future__ import annotations
 
+import time
 from typing import Any, Final
 
 from ray.util.metrics import Counter, Gauge, Histogram
@@ -46,6 +47,10 @@ class EngineStats:
     def __init__(self) -> None:
         self.counters: dict[str, float] = {}
         """Those of TOTALS and CURRENT that vLLM knows."""
+        self.num_steps = 0
+        """Steps that the engine has told of."""
+        self.first_token_at: float | None = None
+        """When its first token came out, seconds since the epoch."""
         self._finished: list[tuple[float, int]] = []
 
     def stat_logger(self, vllm_config: Any, engine_index: int = 0) -> EngineStats:
@@ -54,6 +59,7 @@ class EngineStats:
 
     def record(self, scheduler_stats: Any, iteration_stats: Any, *_: Any, **__: Any) -> None:
         """Takes vLLM's SchedulerStats and IterationStats of one step; either may be None."""
+        self.num_steps += 1
         if scheduler_stats is not None:
             cache = scheduler_stats.prefix_cache_stats
             waiting = scheduler_stats.num_waiting_reqs + getattr(scheduler_stats, "num_skipped_waiting_reqs", 0)
@@ -67,6 +73,8 @@ class EngineStats:
                 self._add("prefix_cache_hits", cache.hits)
         if iteration_stats is not None:
             self._add("preemptions", iteration_stats.num_preempted_reqs)
+            if self.first_token_at is None and iteration_stats.num_generation_tokens:
+                self.first_token_at = time.time()
             self._finished += [
                 (one.e2e_latency, one.num_generation_tokens) for one in iteration_stats.finished_requests
             ]
