@@ -5,7 +5,7 @@
 For each number of rows: seconds, CPU seconds of the driver and of all processes, the driver's memory, bytes spilled; then a
 resume: the job is stopped halfway by SIGKILL and the time from the same command to its first new file is taken. The cost of a
 row is the difference between two sizes over the difference of their rows, so that starting Ray does not count. The driver is
-the one process of which a cluster has no more than a laptop; all others grow with the replicas. The second size runs once
+the one process of which a cluster has no more than a laptop; all others grow with the replicas. The first two sizes run once
 more with the blocks that a user gets without asking.
 """
 
@@ -106,8 +106,9 @@ class Meter:
                 except psutil.Error:
                     continue
             self._own = time.thread_time()
-            if self._ended.wait(2.0):
+            if self._ended.is_set():
                 return
+            self._ended.wait(2.0)
 
 
 def main() -> None:
@@ -126,15 +127,17 @@ def main() -> None:
             found.append(measure(Path(folder), num_rows, options.rows_per_block))
         print(json.dumps(found[-1]), flush=True)
     small, large = found[0], found[-1]
-    with tempfile.TemporaryDirectory() as folder:
-        default = whole_run(write_input(Path(folder), found[1]["rows"]))
+    default = []
+    for size in found[:2]:
+        with tempfile.TemporaryDirectory() as folder:
+            default.append({"rows": size["rows"], **whole_run(write_input(Path(folder), size["rows"]))})
     result = {
         "steps": "label, score, polish",
         "rows_per_block": options.rows_per_block,
         "sizes": found,
         **costs(small, large),
         "driver_memory_growth": round(large["memory_mb"] / found[-2]["memory_mb"] - 1, 3),
-        "blocks_by_default": {**default, **costs(small, {**default, "rows": found[1]["rows"]})},
+        "blocks_by_default": {**default[-1], **costs(default[0], default[-1])},
         "mark": {"us_per_row": 100, "driver_memory_growth": 0.1, "spilled_bytes": 0, "resume_s": 60},
         "versions": versions("ray", "pyarrow"),
     }

@@ -88,8 +88,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = (on_gpu if options.gpu else on_cpu)(options, Path(folder))
     result["versions"] = machine.versions("torch", "transformers", "deepspeed", "ray")
-    path = machine.write(options.out, "training-gpu" if options.gpu else "training", result)
-    print(json.dumps({**result, "turns": None}, indent=2), f"\n{path}")
+    print(json.dumps({**result, "turns": None}, indent=2))
+    machine.write(options.out, "training-gpu" if options.gpu else "training", result)
 
 
 def on_cpu(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -113,8 +113,7 @@ def on_gpu(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     settings = ["max_tokens=2048", "tokens_per_micro_batch=4096", "batch_size=64", "gradient_checkpointing=false"]
     settings.append(f"accelerator={'cpu' if options.smoke else 'gpu'}")
     steps = options.steps or (2 if options.smoke else 8)
-    found: dict[str, Any] = {}
-    started = time.monotonic()
+    found, started = dict[str, Any](), time.monotonic()
     for shape, kind in [("tiny", "auto"), ("tiny", "packed")] if options.smoke else GPU_TURNS:
         if time.monotonic() - started > GPU_BUDGET_S:
             found[f"{shape} {kind}"] = "left out: the time is over"
