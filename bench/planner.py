@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import torch
 from machine import versions, write
 from shapes import SHAPES, save_shape, texts
 from sides import BenchPool
+from transformers import AutoConfig, LlamaForCausalLM
 
 import kun_ray.generate as stage
 from kun_ray import capacity, store
@@ -90,6 +92,9 @@ def memory(folder: Path) -> dict[str, Any]:
     cost = cost_of(pool.model, None, False)
     work = Work(1.0, 300.0)
     found = capacity.capacity(pool, cost, capacity.CARDS["CPU"], traffic(pool, config, work, 0.5))
+    with torch.device("meta"):
+        network = LlamaForCausalLM(AutoConfig.from_pretrained(folder / "model"))
+    tensors_gb = sum(weight.numel() for weight in network.parameters()) * torch.float32.itemsize / 1e9
     kv_tokens = int((folder / "model/kv_tokens").read_text())
     return {
         "kv_tokens": {
@@ -97,7 +102,11 @@ def memory(folder: Path) -> dict[str, Any]:
             "vllm": kv_tokens,
             "off_by": round(found.kv_tokens / kv_tokens - 1, 4),
         },
-        "weights_gb": {"planned": round(found.weights_gb, 4)},
+        "weights_gb": {
+            "planned": round(found.weights_gb, 4),
+            "tensors": round(tensors_gb, 4),
+            "off_by": round(found.weights_gb / tensors_gb - 1, 4),
+        },
     }
 
 

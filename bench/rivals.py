@@ -70,7 +70,8 @@ def main() -> None:
         config.pools["label"].gpu_share = share or 1.0
         # by default Ray's processor would get 2,048, and the other two what vLLM takes for offline work
         config.pools["label"].engine["max_num_batched_tokens"] = 4096 if options.cpu else 8192
-        execution.connect(RayConfig(num_cpus=16 + 2 * options.rounds))
+        # logical ones: every turn that waits holds one, in two executions, and Ray Data gives each of these a part
+        execution.connect(RayConfig(num_cpus=96))
         rows = documents(options.rows, options.rounds + 1)
         ways = contestants(config, rows, folder, share)
         if options.cpu:
@@ -91,8 +92,9 @@ def contestants(
     options: dict[str, Any] = {"num_gpus": share, "runtime_env": {"env_vars": environment(pool, 1)}}
     per_file = ray.remote(**options)(PerFile).remote(config)
     ray.get(per_file.turn.remote(rows[0]))
+    board = new_board()
     ways = {
-        "kun_ray": functools.partial(build_dataset, config, board=new_board()),
+        "kun_ray": functools.partial(build_dataset, config, board=board),
         "ray_data_llm": functools.partial(ray_data_llm, config, share),
     }
     found: dict[str, Callable[[int], dict[str, Any]]] = {
@@ -103,7 +105,22 @@ def contestants(
         stream = Stream(rows, folder / name, transform)
         stream.turn(0)
         found[name] = stream.turn
+    found["kun_ray"] = with_steps(found["kun_ray"], board)
     return found
+
+
+def with_steps(turn: Callable[[int], dict[str, Any]], board: Any) -> Callable[[int], dict[str, Any]]:
+    """`turn`, which also tells how many steps its engine took."""
+
+    def steps() -> int:
+        (counters,) = ray.get(board.snapshot.remote())["label"].values()
+        return int(counters.get("steps", 0))
+
+    def counted(index: int) -> dict[str, Any]:
+        before = steps()
+        return {**turn(index), "steps": steps() - before}
+
+    return counted
 
 
 def race(ways: dict[str, Callable[[int], dict[str, Any]]], rounds: int) -> list[dict[str, Any]]:
@@ -123,7 +140,9 @@ def summarise(turns: list[dict[str, Any]]) -> dict[str, Any]:
     for turn in turns:
         rates.setdefault(turn["way"], []).append(turn["rows"] / turn["seconds"])
     advantage = {name: [a / b for a, b in zip(rates["kun_ray"], rates[name], strict=True)] for name in MARKS}
+    steps = {n: [t["steps"] for t in turns if t["way"] == n] for n in ("kun_ray", "per_file")}
     return {
+        "steps_of_a_turn": {name: statistics.median(counts) for name, counts in steps.items()},
         "rows_per_s": {name: round(statistics.median(rate), 2) for name, rate in rates.items()},
         "advantage": {name: round(statistics.median(ratios), 3) for name, ratios in advantage.items()},
         "advantage_min_max": {name: [round(min(r), 3), round(max(r), 3)] for name, r in advantage.items()},
@@ -199,9 +218,16 @@ class PerFile:
         self._new_params, self._sampling = SamplingParams, sampling(config)
         self._tokenizer = load_tokenizer(config.pools["label"].model)
         self._messages = messages(config)
+        self._num_steps, step = 0, self._llm.llm_engine.step
+
+        def counted() -> Any:
+            self._num_steps += 1
+            return step()
+
+        setattr(self._llm.llm_engine, "step", counted)  # noqa: B010 - its type is a method's
 
     def turn(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        started, tokens = time.perf_counter(), 0
+        started, tokens, steps = time.perf_counter(), 0, self._num_steps
         for file in batched(rows):
             prompts = [
                 self._tokenizer.apply_chat_template(
@@ -212,7 +238,8 @@ class PerFile:
             params = [self._new_params(**self._sampling(row["text"])) for row in file]
             outputs = self._llm.generate(prompts, params, use_tqdm=False)  # type: ignore[arg-type]
             tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
-        return {"seconds": round(time.perf_counter() - started, 4), "rows": len(rows), "output_tokens": tokens}
+        seconds = round(time.perf_counter() - started, 4)
+        return {"seconds": seconds, "rows": len(rows), "output_tokens": tokens, "steps": self._num_steps - steps}
 
 
 def batched(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:

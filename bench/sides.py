@@ -68,6 +68,8 @@ class BenchPool(Pool):
         turn = int(row["doc_id"][:8], 16)
         began = self._counters.setdefault(f"began_{turn}", time.time())  # type: ignore[arg-type]
         found = await super()._step(one, row)
+        if self._engine.stats is not None:
+            self._counters["steps"] = self._engine.stats.num_steps
         self._counters[f"lasted_{turn}"] = time.time() - began  # type: ignore[assignment]
         return found
 
