@@ -64,7 +64,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any
     save_shape(options.shape, folder / "model")
     config = bench_config(options, folder)
     pool = config.pools["label"]
-    execution.connect(RayConfig(num_cpus=16 + options.pairs))  # each turn's reader holds one
+    execution.connect(RayConfig(num_cpus=16))
     limits = ray.get(ray.remote(num_gpus=0 if options.cpu else 0.1, max_calls=1)(card_limits).remote(options.cpu))
     rows = documents(options.rows, options.pairs + 1)
     share = 0 if options.cpu else (1.0 if options.one_engine_at_a_time else 0.5)

@@ -32,7 +32,7 @@ from engine import WORKLOADS, bench_config, documents
 from machine import versions, write
 from ray.data.block import BlockAccessor
 from shapes import SHAPES, save_shape
-from sides import BenchPool, Gated, give_engines_their_cores, reply_tokens
+from sides import BenchPool, give_engines_their_cores, read_gated, reply_tokens
 
 import kun_ray.generate as stage
 from kun_ray import execution
@@ -70,8 +70,7 @@ def main() -> None:
         config.pools["label"].gpu_share = share or 1.0
         # by default Ray's processor would get 2,048, and the other two what vLLM takes for offline work
         config.pools["label"].engine["max_num_batched_tokens"] = 4096 if options.cpu else 8192
-        # logical ones: every turn that waits holds one, in two executions, and Ray Data gives each of these a part
-        execution.connect(RayConfig(num_cpus=96))
+        execution.connect(RayConfig(num_cpus=24))  # logical; Ray Data gives each of its two executions a part
         rows = documents(options.rows, options.rounds + 1)
         ways = contestants(config, rows, folder, share)
         if options.cpu:
@@ -113,8 +112,8 @@ def with_steps(turn: Callable[[int], dict[str, Any]], board: Any) -> Callable[[i
     """`turn`, which also tells how many steps its engine took."""
 
     def steps() -> int:
-        (counters,) = ray.get(board.snapshot.remote())["label"].values()
-        return int(counters.get("steps", 0))
+        replicas = ray.get(board.snapshot.remote()).get("label", {})
+        return int(sum(counters.get("steps", 0) for counters in replicas.values()))
 
     def counted(index: int) -> dict[str, Any]:
         before = steps()
@@ -160,7 +159,7 @@ class Stream:
         self._failed = 0
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        files = ray.data.read_datasource(Gated(rows, self._gates), override_num_blocks=len(rows))
+        files = read_gated(rows, self._gates)
         dataset = transform(files.repartition(target_num_rows_per_block=FILE_ROWS))
         self._thread = threading.Thread(target=self._consume, args=[dataset], daemon=True)
         self._thread.start()
