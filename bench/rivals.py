@@ -44,6 +44,8 @@ from kun_ray.prompts import load_tokenizer
 
 FILE_ROWS = 128
 """Rows of one input file."""
+NUM_CPUS = 24
+"""Logical ones of Ray, half of them for each of its two executions."""
 MARKS = {"per_file": 1.3, "ray_data_llm": 1.1}
 """How many times faster kun_ray must be."""
 
@@ -60,6 +62,7 @@ def main() -> None:
     )
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--threads", type=int, default=1, help="with --cpu: OpenMP threads of each engine")
+    parser.add_argument("--way", choices=MARKS, action="append", help="only this rival; may be given more than once")
     parser.add_argument("--out", type=Path, default=Path("bench/results"))
     options = parser.parse_args()
     options.one_engine_at_a_time, share = False, 0.0 if options.cpu else 0.3
@@ -70,9 +73,9 @@ def main() -> None:
         config.pools["label"].gpu_share = share or 1.0
         # by default Ray's processor would get 2,048, and the other two what vLLM takes for offline work
         config.pools["label"].engine["max_num_batched_tokens"] = 4096 if options.cpu else 8192
-        execution.connect(RayConfig(num_cpus=24))  # logical; Ray Data gives each of its two executions a part
+        execution.connect(RayConfig(num_cpus=NUM_CPUS))
         rows = documents(options.rows, options.rounds + 1)
-        ways = contestants(config, rows, folder, share)
+        ways = contestants(config, rows, folder, share, options.way or list(MARKS))
         if options.cpu:
             give_engines_their_cores(options.threads)
         turns = race(ways, options.rounds)
@@ -83,23 +86,25 @@ def main() -> None:
 
 
 def contestants(
-    config: GenerateConfig, rows: list[list[dict[str, Any]]], folder: Path, share: float
+    config: GenerateConfig, rows: list[list[dict[str, Any]]], folder: Path, share: float, rivals: list[str]
 ) -> dict[str, Callable[[int], dict[str, Any]]]:
     """Name → function that runs one turn. Each engine is loaded, one after the other, before the next one asks for memory."""
     pool = config.pools["label"]
     setattr(stage, "Pool", BenchPool)  # noqa: B010 - its replies have lengths that random weights do not give them
     options: dict[str, Any] = {"num_gpus": share, "runtime_env": {"env_vars": environment(pool, 1)}}
-    per_file = ray.remote(**options)(PerFile).remote(config)
-    ray.get(per_file.turn.remote(rows[0]))
     board = new_board()
     ways = {
         "kun_ray": functools.partial(build_dataset, config, board=board),
         "ray_data_llm": functools.partial(ray_data_llm, config, share),
     }
-    found: dict[str, Callable[[int], dict[str, Any]]] = {
-        "per_file": lambda index: dict(ray.get(per_file.turn.remote(rows[index])))
-    }
+    found: dict[str, Callable[[int], dict[str, Any]]] = {}
+    if "per_file" in rivals:
+        per_file = ray.remote(**options)(PerFile).remote(config)
+        ray.get(per_file.turn.remote(rows[0]))
+        found["per_file"] = lambda index: dict(ray.get(per_file.turn.remote(rows[index])))
     for name, transform in ways.items():
+        if name not in ("kun_ray", *rivals):
+            continue
         (folder / name).mkdir()
         stream = Stream(rows, folder / name, transform)
         stream.turn(0)
@@ -138,8 +143,10 @@ def summarise(turns: list[dict[str, Any]]) -> dict[str, Any]:
     rates: dict[str, list[float]] = {}
     for turn in turns:
         rates.setdefault(turn["way"], []).append(turn["rows"] / turn["seconds"])
-    advantage = {name: [a / b for a, b in zip(rates["kun_ray"], rates[name], strict=True)] for name in MARKS}
-    steps = {n: [t["steps"] for t in turns if t["way"] == n] for n in ("kun_ray", "per_file")}
+    advantage = {
+        name: [a / b for a, b in zip(rates["kun_ray"], rates[name], strict=True)] for name in MARKS if name in rates
+    }
+    steps = {n: [t["steps"] for t in turns if t["way"] == n] for n in ("kun_ray", "per_file") if n in rates}
     return {
         "steps_of_a_turn": {name: statistics.median(counts) for name, counts in steps.items()},
         "rows_per_s": {name: round(statistics.median(rate), 2) for name, rate in rates.items()},
@@ -159,6 +166,8 @@ class Stream:
         self._failed = 0
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
+        # else the execution that starts last gets all CPUs, and the other one none to cut its blocks with
+        context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(cpu=NUM_CPUS / 2)
         files = read_gated(rows, self._gates)
         dataset = transform(files.repartition(target_num_rows_per_block=FILE_ROWS))
         self._thread = threading.Thread(target=self._consume, args=[dataset], daemon=True)
