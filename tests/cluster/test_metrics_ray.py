@@ -66,7 +66,12 @@ def test_what_an_engine_says_becomes_metrics(monkeypatch: pytest.MonkeyPatch) ->
     step = types.SimpleNamespace(num_running_reqs=4, num_waiting_reqs=2, kv_cache_usage=0.5, prefix_cache_stats=cache)
     done = types.SimpleNamespace(e2e_latency=3.0, num_generation_tokens=40)
     logger = stats.stat_logger(None)
-    logger.record(step, types.SimpleNamespace(num_preempted_reqs=1, finished_requests=[done]), engine_idx=0)
+    prefill = types.SimpleNamespace(num_preempted_reqs=0, finished_requests=[], num_generation_tokens=0)
+    logger.record(None, prefill)
+    assert (stats.num_steps, stats.first_token_at) == (1, None)
+    decoded = types.SimpleNamespace(num_preempted_reqs=1, finished_requests=[done], num_generation_tokens=4)
+    logger.record(step, decoded, engine_idx=0)
+    assert stats.num_steps == 2 and stats.first_token_at is not None
     meters.update({"ok": 3, "prompt_tokens": 100, "in_flight": 6}, stats)
     logger.record(step, None)
     meters.update({"ok": 10, "failed": 1, "prompt_tokens": 150, "in_flight": 5}, stats)
