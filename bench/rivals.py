@@ -46,6 +46,8 @@ FILE_ROWS = 128
 """Rows of one input file."""
 NUM_CPUS = 24
 """Logical ones of Ray, half of them for each of its two executions."""
+HANG_S = 300.0
+"""A turn that lasts longer, loading included, ends the race."""
 MARKS = {"per_file": 1.3, "ray_data_llm": 1.1}
 """How many times faster kun_ray must be."""
 
@@ -181,6 +183,8 @@ class Stream:
         while self._done < self._wanted:
             if not self._thread.is_alive():
                 raise RuntimeError("the execution ended early; see the log above")
+            if time.perf_counter() > started + HANG_S:
+                raise RuntimeError(f"turn {index} has not ended in {HANG_S:g} s: {self._done} of {self._wanted} rows")
             time.sleep(0.01)
         seconds = round(time.perf_counter() - started, 4)
         if self._failed > 0.02 * self._done:  # a reply of random tokens may be blank

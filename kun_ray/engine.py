@@ -28,7 +28,7 @@ from kun_ray.steps import Sampling
 GPU_DEFAULTS = {"VLLM_USE_FLASHINFER_SAMPLER": "0", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 """FlashInfer compiles its sampler with nvcc at start, which a machine with nothing but the driver lacks."""
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(2 << 30)}
-"""glibc keeps what a step of a CPU engine frees for the next one: 8,000 page faults where there were 200,000, 7% less work."""
+"""glibc keeps what a step of a CPU engine frees for the next one, whose pages would else be faulted in anew."""
 OWN_FIELDS = (
     "model",
     "tokenizer",
