@@ -147,7 +147,7 @@ class VllmEngine:
 
     @property
     def num_events(self) -> int:
-        return self.stats.num_steps
+        return self.stats.num_steps + self._num_requests - self._num_running  # those that have ended count too
 
     @property
     def first_token_at(self) -> float | None:
