@@ -3,8 +3,8 @@
     python bench/all.py [--short] [--only rows ingest]
     python bench/all.py --gpu --out folder [--smoke]
 
---short shows in a few minutes that each of them runs. --gpu takes those that measure a card, most telling ones first, and
-starts none that would not end within --seconds; --smoke runs their whole path on CPUs with tiny shapes. A benchmark that
+--short shows in a few minutes that each of them runs. --gpu takes those that measure a card, most telling ones first, all within
+--seconds: one that has less than half of its time left is not begun; --smoke runs their whole path on CPUs with tiny shapes. A benchmark that
 fails does not stop the others, but makes the exit status 1.
 """
 
@@ -54,7 +54,7 @@ ON_CPU = [
     Run("planner", "", "--short"),
 ]
 ON_GPU = [
-    Run("engine", "--shape 1.5b --scoring", seconds=170),
+    Run("engine", "--shape 1.5b --scoring --pairs 3", seconds=170),
     Run("training", "--gpu", seconds=150),
     Run("engine", "--shape 34b --one-engine-at-a-time --memory 0.9 --rows 256 --pairs 1", seconds=240, memory_gb=130),
     Run("engine", "--shape 7b --workload polish-like --pairs 3", seconds=200, memory_gb=70),
@@ -76,11 +76,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--seconds", type=float, default=530.0, help="with --gpu: time for all together")
     options = parser.parse_args()
-    if options.short and options.out == HERE / "results":
-        options.out = Path("build/bench")  # what a short form measures is no result
+    if (options.short or options.smoke) and options.out == HERE / "results":
+        options.out = Path("build/bench")  # what these measure is no result
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise SystemExit(f"{sys.executable} has no {', '.join(missing)}: run `make {'gpu' if options.gpu else 'venv'}`")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     runs = (SMOKE if options.smoke else ON_GPU) if options.gpu else ON_CPU
     deadline = time.monotonic() + options.seconds if options.gpu and not options.smoke else float("inf")
     failed = []
@@ -113,12 +114,13 @@ def ran(words: list[str], out: Path, limit: float) -> bool:
     try:
         status = process.wait(None if limit == float("inf") else limit)
     except subprocess.TimeoutExpired:
+        print(f"   given up after {limit:.0f} s", flush=True)
+        return False
+    finally:  # also at Ctrl-C, which a session of its own does not hear
         for signum in (signal.SIGTERM, signal.SIGKILL):  # to all that it has started: they would keep the card's memory
             with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(process.pid, signum)
                 process.wait(20)
-        print(f"   given up after {limit:.0f} s", flush=True)
-        return False
     print(f"   {time.monotonic() - started:.0f} s, exit status {status}", flush=True)
     return status == 0
 

@@ -26,7 +26,7 @@ import ray
 import ray.data
 from machine import write
 from shapes import SHAPES, card_limits, save_shape, texts
-from sides import OurRun, give_engines_their_cores, new_raw
+from sides import OurRun, engines_cpu_s, give_engines_their_cores, new_raw
 
 from kun_ray import execution
 from kun_ray.config import RayConfig, load
@@ -70,9 +70,12 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any
     share = 0 if options.cpu else (1.0 if options.one_engine_at_a_time else 0.5)
     raw_options = {"num_gpus": share, "runtime_env": {"env_vars": environment(pool, 2)}}
     turns: list[dict[str, Any]] = []
+    spent = 0.0
 
     def take(who: str, index: int, found: dict[str, Any]) -> None:
-        turns.append({"who": who, "pair": index, **found})
+        nonlocal spent
+        before, spent = spent, engines_cpu_s()
+        turns.append({"who": who, "pair": index, **found, "engine_cpu_s": round(spent - before, 2)})
         print(json.dumps(turns[-1]), flush=True)
         if options.cpu:
             give_engines_their_cores(options.threads)
@@ -82,6 +85,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any
         for index in range(options.pairs + 1):
             take("kun_ray", index, ours.turn(index))
         ours.finish()
+        yield summarise(options, turns, limits, None)
         raw = new_raw(raw_options, pool, config)
         for index in range(options.pairs + 1):
             take("vllm.LLM", index, ray.get(raw.turn.remote(rows[index])))
@@ -104,21 +108,23 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any
 def summarise(
     options: argparse.Namespace, turns: list[dict[str, Any]], limits: dict[str, Any], scoring: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Medians over the pairs (the first pair warms up and is not counted) and the distance to the card's limits."""
+    """Medians over the pairs (the first pair warms up and is not counted) and the distance to the card's limits.
+
+    While only kun_ray has had its turns there are no ratios.
+    """
     pairs = min(turns[-1]["pair"], options.pairs)
     counted = [turn for turn in turns if 0 < turn["pair"] <= pairs]
     rate = {
         who: [t["output_tokens"] / t["seconds"] for t in counted if t["who"] == who] for who in ("kun_ray", "vllm.LLM")
     }
-    ratios = [a / b for a, b in zip(rate["kun_ray"], rate["vllm.LLM"], strict=True)]
     ours = [turn for turn in counted if turn["who"] == "kun_ray"]
-    from_opening = [ratio * turn["seconds"] / turn["from_opening_s"] for ratio, turn in zip(ratios, ours, strict=True)]
     floors = [
         SHAPES[options.shape].floor_seconds(turn, options.max_num_seqs, limits, 4 if options.cpu else 2)
         / turn["seconds"]
         for turn in ours
     ]
     cached = [turn["cached_tokens"] / turn["prompt_tokens"] for turn in ours]
+    busy = {who: [t["engine_cpu_s"] / t["seconds"] for t in counted if t["who"] == who] for who in rate if rate[who]}
     mean, most = lengths(options)
     return {
         "shape": options.shape,
@@ -131,16 +137,27 @@ def summarise(
         "threads": options.threads if options.cpu else None,
         "in_turn": not options.one_engine_at_a_time,
         "card": limits,
-        "kun_ray_output_tokens_per_s": round(statistics.median(rate["kun_ray"]), 1),
-        "vllm_output_tokens_per_s": round(statistics.median(rate["vllm.LLM"]), 1),
+        "output_tokens_per_s": {who: round(statistics.median(rates), 1) for who, rates in rate.items() if rates},
         "kun_ray_rows_per_s": round(statistics.median([t["rows"] / t["seconds"] for t in ours]), 2),
-        "efficiency": round(statistics.median(ratios), 4),
-        "efficiency_min_max": [round(min(ratios), 4), round(max(ratios), 4)],
-        "efficiency_from_opening": round(statistics.median(from_opening), 4),
+        **efficiency(rate["kun_ray"], rate["vllm.LLM"], [t["seconds"] / t["from_opening_s"] for t in ours]),
+        "engine_busy": {who: round(statistics.median(shares), 3) for who, shares in busy.items()},
         "fraction_of_card_limit": round(statistics.median(floors), 4),
         "prefix_cache_hit_rate": round(statistics.median(cached), 4),
         "scoring": scoring,
         "turns": turns,
+    }
+
+
+def efficiency(ours: list[float], theirs: list[float], share_of_opening: list[float]) -> dict[str, Any]:
+    """Medians over the pairs of kun_ray's tokens/s ÷ vllm.LLM's, also since the opening of the input."""
+    if not theirs:
+        return {}
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    from_opening = [ratio * share for ratio, share in zip(ratios, share_of_opening, strict=True)]
+    return {
+        "efficiency": round(statistics.median(ratios), 4),
+        "efficiency_min_max": [round(min(ratios), 4), round(max(ratios), 4)],
+        "efficiency_from_opening": round(statistics.median(from_opening), 4),
     }
 
 
@@ -172,7 +189,7 @@ def bench_config(options: argparse.Namespace, folder: Path) -> GenerateConfig:
             "pools.label.max_model_len=2048",
             *(f"pools.label.engine.{key}={value}" for key, value in engine.items()),
             f"steps.label.sampling.max_tokens={most}",
-            f"steps.label.max_chars={mean}",  # how BenchPool and Raw learn the mean length
+            f"steps.label.max_chars={mean}",  # how BenchPool and Raw learn the mean length; it limits nothing
         ],
     )
 

@@ -82,3 +82,8 @@ def arrival(run: loop.Run, batch: Any, samples: Samples) -> list[packing.Micro]:
             parts.append([])
         parts[-1].append(sample)
     return [[part] for part in parts]
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()

@@ -136,9 +136,9 @@ def main() -> None:
         "rows_per_block": options.rows_per_block,
         "sizes": found,
         **costs(small, large),
-        "driver_memory_growth": round(large["memory_mb"] / found[-2]["memory_mb"] - 1, 3),
+        "driver_memory_growth": round(large["memory_mb"] / found[max(0, len(found) - 2)]["memory_mb"] - 1, 3),
         "blocks_by_default": {**default[-1], **costs(default[0], default[-1])},
-        "mark": {"us_per_row": 100, "driver_memory_growth": 0.1, "spilled_bytes": 0, "resume_s": 60},
+        "mark": {"driver_us_per_row": 100, "driver_memory_growth": 0.1, "spilled_bytes": 0, "resume_s": 60},
         "versions": versions("ray", "pyarrow"),
     }
     print(json.dumps(result, indent=2), f"\n{write(options.out, 'rows', result)}")
@@ -186,13 +186,16 @@ def resume(config: Path, output: Path, num_rows: int, command: list[str]) -> flo
     wanted = max(1, num_rows // 2 // 2000)
     for goal in (wanted, None):
         started, before = time.monotonic(), written()
-        process = subprocess.Popen(
-            [*command, str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        while process.poll() is None and written() < (goal if goal is not None else before + 1):
-            time.sleep(0.05)
-        elapsed = time.monotonic() - started
-        end(process)
+        target = before + 1 if goal is None else goal
+        process = subprocess.Popen([*command, str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            while process.poll() is None and written() < target:
+                time.sleep(0.05)
+            elapsed = time.monotonic() - started
+        finally:
+            end(process)
+        if written() < target:
+            raise RuntimeError(f"the run ended with status {process.returncode} and {written()} files, not {target}")
     return round(elapsed, 1)
 
 

@@ -52,7 +52,8 @@ class BenchPool(Pool):
         return super()._build_engine(path, [])
 
     def __init__(self, name: str, config: PoolConfig, steps: Any, board: Any = None) -> None:
-        self._mean_tokens = steps.label.max_chars  # the bench has no other use for this limit
+        self._mean_tokens = steps.label.max_chars  # where the bench keeps it; no reply may be too long for it
+        steps = dataclasses.replace(steps, label=dataclasses.replace(steps.label, max_chars=10**6))
         super().__init__(name, config, steps, board)
 
     async def _ask(self, step: Step, prompt: list[int]) -> Reply:
@@ -234,6 +235,17 @@ def give_engines_their_cores(threads: int) -> None:
             mine = engines if process.name().startswith("VLLM::") else others
             for thread in process.threads():
                 os.sched_setaffinity(thread.id, mine)
+
+
+def engines_cpu_s() -> float:
+    """CPU seconds that the engines' processes of this tree have had so far."""
+    found = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.name().startswith("VLLM::"):
+                times = process.cpu_times()
+                found += times.user + times.system
+    return found
 
 
 def reply_tokens(text: str, mean: int, most: int) -> int:

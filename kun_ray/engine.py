@@ -135,6 +135,7 @@ class VllmEngine:
                 self._llm = AsyncLLM.from_engine_args(
                     arguments, usage_context=offline, stat_loggers=[self.stats.stat_logger]
                 )
+                _without_prometheus(self._llm.logger_manager)
         except Exception as error:
             time.sleep(0.5)  # the last lines are still in the pipe
             raise RuntimeError(self._tail.cause() or f"{type(error).__name__}: {error}") from error
@@ -224,6 +225,13 @@ def _once(**asked: Any) -> Any:
 
     once = {"max_tokens": 1, "temperature": 0.0, "detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY}
     return SamplingParams(**once, **asked)
+
+
+def _without_prometheus(manager: Any) -> None:
+    """Takes away vLLM's own logger, which counts every token of every row for a page that nobody serves; ours stays."""
+    from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+    manager.stat_loggers = [one for one in manager.stat_loggers if not isinstance(one, PrometheusStatLogger)]
 
 
 def engine_arguments(config: EngineConfig, model_path: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ inside an engine (KV cache, preemptions, prefix cache, waiting requests) vLLM te
 
 from __future__ import annotations
 
+import collections
 import time
 from typing import Any, Final
 
@@ -35,6 +36,8 @@ REQUEST_TOKENS: Final = ("kun_ray_request_output_tokens", "Tokens decoded for on
 SECONDS_BOUNDARIES: Final = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0]
 TOKENS_BOUNDARIES: Final = [1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0]
 TAGS: Final = ("pool", "replica")
+MAX_FINISHED: Final = 100_000
+"""Ended requests that EngineStats keeps for a Meters."""
 
 
 class EngineStats:
@@ -48,10 +51,10 @@ class EngineStats:
         self.counters: dict[str, float] = {}
         """Those of TOTALS and CURRENT that vLLM knows."""
         self.num_steps = 0
-        """Steps that the engine has told of."""
+        """Steps that the engine has told of, but for those in which it had nothing to run."""
         self.first_token_at: float | None = None
         """When its first token came out, seconds since the epoch."""
-        self._finished: list[tuple[float, int]] = []
+        self._finished: collections.deque[tuple[float, int]] = collections.deque(maxlen=MAX_FINISHED)
 
     def stat_logger(self, vllm_config: Any, engine_index: int = 0) -> EngineStats:
         """vLLM's factory of a logger for one engine."""
@@ -59,7 +62,7 @@ class EngineStats:
 
     def record(self, scheduler_stats: Any, iteration_stats: Any, *_: Any, **__: Any) -> None:
         """Takes vLLM's SchedulerStats and IterationStats of one step; either may be None."""
-        self.num_steps += 1
+        self.num_steps += iteration_stats is not None or bool(scheduler_stats and scheduler_stats.num_running_reqs)
         if scheduler_stats is not None:
             cache = scheduler_stats.prefix_cache_stats
             waiting = scheduler_stats.num_waiting_reqs + getattr(scheduler_stats, "num_skipped_waiting_reqs", 0)
@@ -81,8 +84,7 @@ class EngineStats:
 
     def take_finished(self) -> list[tuple[float, int]]:
         """(seconds, output tokens) of the requests that have ended since the last call."""
-        finished, self._finished = self._finished, []
-        return finished
+        return [self._finished.popleft() for _ in range(len(self._finished))]
 
     def log(self) -> None:
         """vLLM calls these two on every logger."""

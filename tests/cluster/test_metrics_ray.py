@@ -74,6 +74,9 @@ def test_what_an_engine_says_becomes_metrics(monkeypatch: pytest.MonkeyPatch) ->
     assert stats.num_steps == 2 and stats.first_token_at is not None
     meters.update({"ok": 3, "prompt_tokens": 100, "in_flight": 6}, stats)
     logger.record(step, None)
+    idle = types.SimpleNamespace(**{**vars(step), "num_running_reqs": 0, "prefix_cache_stats": None})
+    logger.record(idle, None)
+    assert stats.num_steps == 3, "an engine that has requests and runs none of them shows no life"
     meters.update({"ok": 10, "failed": 1, "prompt_tokens": 150, "in_flight": 5}, stats)
     sums = {name: sum(value for of, value in told if of == name) for name, _ in told}
     assert (sums["kun_ray_rows"], sums["kun_ray_prompt_tokens"], sums["kun_ray_preemptions"]) == (11, 150, 1)
