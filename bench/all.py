@@ -57,7 +57,7 @@ ON_GPU = [
     Run("engine", "--shape 1.5b --scoring --pairs 3", seconds=170),
     Run("training", "--gpu", seconds=150),
     Run("engine", "--shape 34b --one-engine-at-a-time --memory 0.9 --rows 256 --pairs 1", seconds=240, memory_gb=130),
-    Run("engine", "--shape 7b --workload polish-like --pairs 3", seconds=200, memory_gb=70),
+    Run("engine", "--shape 7b --workload polish-like --pairs 3 --scoring", seconds=200, memory_gb=70),
 ]
 SMOKE = [
     Run("engine", "--cpu --scoring --rows 64 --pairs 1"),

@@ -7,7 +7,7 @@ per_file: one synchronous `vllm.LLM.generate` for each file of 128 rows, as Kun'
 ray_data_llm: `ray.data.llm.build_processor` with its defaults.
 All three get the same texts, prompts, sampling and engine arguments. Each is a process of its own, with its own Ray, and has
 loaded its engine before the clock runs; only the one whose turn it is has work. A turn lasts from opening its input to its
-last row; the order of the three changes from round to round; the first round warms up. Weights are random, and the length of
+last row; the order of the three changes from round to round; the first turn loads and a first round warms up. Weights are random, and the length of
 a reply is drawn from its text, exponentially, so that it is the same for all three. On CPUs the engines have --threads cores
 to themselves, as they would a card.
 """
@@ -32,7 +32,7 @@ from typing import Any
 from engine import WORKLOADS, bench_config, documents
 from machine import versions, write
 from shapes import SHAPES, save_shape
-from sides import give_engines_their_cores
+from sides import engines_cpu_s, give_engines_their_cores
 from ways import FILE_ROWS, new_turn
 
 from kun_ray.engine import environment
@@ -126,9 +126,9 @@ class Contestant:
 def serve(options: argparse.Namespace, name: str, folder: Path) -> None:
     """The life of a contestant's process."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    own, rows = folder / name, documents(options.rows, options.rounds + 1)
+    own, rows = folder / name, documents(options.rows, options.rounds + 3)
     turn = new_turn(name, configuration(options, folder), rows, own)
-    for index in range(len(rows)):
+    for index in range(len(rows) - 1):  # the last turn never comes: an execution at its end would take its engine down
         while not (own / f"go-{index}").exists():
             if (own / "end").exists():
                 return
@@ -136,7 +136,7 @@ def serve(options: argparse.Namespace, name: str, folder: Path) -> None:
         unfinished = own / f".result-{index}"
         unfinished.write_text(json.dumps(turn(index)))
         unfinished.rename(own / f"result-{index}")
-    while not (own / "end").exists():  # the others' last turns want quiet
+    while not (own / "end").exists():
         time.sleep(0.02)
 
 
@@ -153,24 +153,31 @@ def race(ways: dict[str, Contestant], rounds: int) -> Iterator[list[dict[str, An
     """All turns so far, after each round. Orders change, so that nobody always runs first."""
     orders = list(itertools.permutations(ways))
     turns: list[dict[str, Any]] = []
-    for index in range(1, rounds + 1):
+    for index in range(rounds + 1):  # round 0 warms up
         for name in orders[index % len(orders)]:
-            turns.append({"way": name, "round": index, **ways[name].turn(index)})
-            print(turns[-1], flush=True)
-        yield turns
+            before = engines_cpu_s()
+            turn = {"way": name, "round": index, **ways[name].turn(index + 1)}
+            turn["engine_cpu_s"] = round(engines_cpu_s() - before, 2)
+            print(turn, flush=True)
+            turns += [turn] if index else []
+        if index:
+            yield turns
 
 
 def summarise(turns: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians of rows/s, and of kun_ray's advantage within each round."""
     rates: dict[str, list[float]] = {}
+    busy: dict[str, list[float]] = {}
     for turn in turns:
         rates.setdefault(turn["way"], []).append(turn["rows"] / turn["seconds"])
+        busy.setdefault(turn["way"], []).append(turn["engine_cpu_s"] / turn["seconds"])
     advantage = {
         name: [a / b for a, b in zip(rates["kun_ray"], rates[name], strict=True)] for name in MARKS if name in rates
     }
     steps = {n: [t["steps"] for t in turns if t["way"] == n] for n in ("kun_ray", "per_file") if n in rates}
     return {
         "steps_of_a_turn": {name: statistics.median(counts) for name, counts in steps.items()},
+        "engine_busy": {name: round(statistics.median(shares), 3) for name, shares in busy.items()},
         "rows_per_s": {name: round(statistics.median(rate), 2) for name, rate in rates.items()},
         "advantage": {name: round(statistics.median(ratios), 3) for name, ratios in advantage.items()},
         "advantage_min_max": {name: [round(min(r), 3), round(max(r), 3)] for name, r in advantage.items()},

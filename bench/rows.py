@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--run", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which ends the run that it waits for
     if options.run:
         print(json.dumps(run(options.run)), flush=True)
         return

@@ -143,10 +143,6 @@ def in_process(work: Any, *arguments: Any) -> Any:
 
 def measure(turn: Turn, folder: Path) -> dict[str, Any]:
     """All contestants of one shape over all sets of lengths."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     path, output = folder / f"model-{turn.shape}", tempfile.mkdtemp(dir=folder)
     entries = {name: [DataConfig(path=file)] for name, file in turn.pairs.items()}
     config = load(
@@ -161,6 +157,10 @@ def measure(turn: Turn, folder: Path) -> dict[str, Any]:
         data.tokenize(of, config.steps, tokenizer, config.max_tokens, store, name)
         samples[name] = data.read_samples(store, name)
     execution.connect(RayConfig(num_cpus=1))
+    with socket.socket() as free:  # once Ray has taken its own ports
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     run = loop.set_up(config, str(path))
     run.engine.train()
     job = {"config": config, "peak_flops": turn.peak_flops, "line": Line.remote(), "cost": cost_of(str(path))}  # type: ignore[attr-defined]
