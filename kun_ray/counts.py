@@ -26,7 +26,14 @@ def count_rows(folder: Folder) -> dict[str, Any]:
     reasons: Counter[str] = Counter()
     keys, filled = np.empty(folder.num_rows(), dtype="S16"), 0
     if folder.parts():
-        for batch in folder.dataset().to_batches(columns=["doc_id", "status", "reason"]):
+        # little is read ahead: pages of files that wait would be most of what a million rows cost in memory
+        for batch in folder.dataset().to_batches(
+            columns=["doc_id", "status", "reason"],
+            fragment_readahead=2,
+            batch_readahead=2,
+            use_threads=False,
+            cache_metadata=False,
+        ):
             for group in batch.to_struct_array().field("status").value_counts().to_pylist():
                 statuses[group["values"]] += group["counts"]
             both = pa.table({"s": batch["status"], "r": batch["reason"]})
