@@ -42,14 +42,15 @@ class Run:
 
 ON_CPU = [
     Run("engine", "--cpu --scoring --rows 512 --pairs 12", "--cpu --rows 64 --pairs 1", seconds=1500),
-    Run("engine", "--cpu --workload polish-like --rows 512 --pairs 12", None, seconds=1500),
+    Run("engine", "--cpu --workload polish-like --rows 512 --pairs 8", None, seconds=1500),
     Run("verdicts", "", "--rows 32 --epochs 1"),
-    Run("rivals", "--cpu --rows 512", "--cpu --rows 128 --rounds 1", seconds=1500),
+    Run("rivals", "--cpu --rounds 5", "--cpu --rows 128 --rounds 1", seconds=1500),
+    Run("rivals", "--cpu --workload polish-like --rows 512 --rounds 4", None, seconds=1500),
     Run("rows", "", "--rows 500 1000", seconds=3600),
     Run("replicas", "", "--replicas 1 2 --seconds 10", seconds=1800),
-    Run("ingest", "", "--short", seconds=1800),
+    Run("ingest", "--mb 20 --chain-mb 0.5", "--short", seconds=1800),
     Run("near_duplicates", "", "--short", seconds=1800),
-    Run("training", "", "--short", seconds=1800),
+    Run("training", "--steps 3", "--short", seconds=1800),
     Run("startup", "", "--short"),
     Run("planner", "", "--short"),
 ]

@@ -80,8 +80,9 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any
         if options.cpu:
             give_engines_their_cores(options.threads)
 
+    gated = [*rows, rows[0][:1]]  # an execution at its end would take its engine down within the last turn
     if options.one_engine_at_a_time:
-        ours = OurRun(config, rows, folder)
+        ours = OurRun(config, gated, folder)
         for index in range(options.pairs + 1):
             take("kun_ray", index, ours.turn(index))
         ours.finish()
@@ -94,7 +95,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any
     else:
         raw = new_raw(raw_options, pool, config)
         ray.get(raw.turn.remote(rows[0][:8]))  # loads and warms up before the other engine asks for memory
-        ours = OurRun(config, rows, folder)
+        ours = OurRun(config, gated, folder)
         for index in range(options.pairs + 1):
             for who in ("vllm.LLM", "kun_ray") if index % 2 else ("kun_ray", "vllm.LLM"):
                 take(who, index, ours.turn(index) if who == "kun_ray" else ray.get(raw.turn.remote(rows[index])))
