@@ -25,25 +25,17 @@ def count_rows(folder: Folder) -> dict[str, Any]:
     statuses: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     keys, filled = np.empty(folder.num_rows(), dtype="S16"), 0
-    if folder.parts():
-        # little is read ahead: pages of files that wait would be most of what a million rows cost in memory
-        for batch in folder.dataset().to_batches(
-            columns=["doc_id", "status", "reason"],
-            fragment_readahead=2,
-            batch_readahead=2,
-            use_threads=False,
-            cache_metadata=False,
-        ):
-            for group in batch.to_struct_array().field("status").value_counts().to_pylist():
-                statuses[group["values"]] += group["counts"]
-            both = pa.table({"s": batch["status"], "r": batch["reason"]})
-            for pair in both.group_by(["s", "r"]).aggregate([([], "count_all")]).to_pylist():
-                if pair["s"] != "ok":
-                    reasons[f"{pair['s']}/{pair['r']}"] += pair["count_all"]
-            keys[filled : filled + len(batch)] = np.frombuffer(
-                b"".join(map(_key, batch["doc_id"].to_pylist())), dtype="S16"
-            )
-            filled += len(batch)
+    for batch in folder.batches(["doc_id", "status", "reason"]):
+        for group in batch.to_struct_array().field("status").value_counts().to_pylist():
+            statuses[group["values"]] += group["counts"]
+        both = pa.table({"s": batch["status"], "r": batch["reason"]})
+        for pair in both.group_by(["s", "r"]).aggregate([([], "count_all")]).to_pylist():
+            if pair["s"] != "ok":
+                reasons[f"{pair['s']}/{pair['r']}"] += pair["count_all"]
+        keys[filled : filled + len(batch)] = np.frombuffer(
+            b"".join(map(_key, batch["doc_id"].to_pylist())), dtype="S16"
+        )
+        filled += len(batch)
     rows = sum(statuses.values())
     keys.sort()
     unique = min(rows, 1) + int(np.count_nonzero(keys[1:] != keys[:-1]))
@@ -76,11 +68,10 @@ def prove_counts(folder: Folder, num_expected: int) -> dict[str, Any]:
 
 def count_statuses(folder: Folder) -> dict[str, int]:
     """Rows in a stage's files so far, by status."""
-    if not folder.parts():
-        return dict.fromkeys(STATUSES, 0)
-    found = pc.value_counts(folder.dataset().to_table(columns=["status"])["status"]).to_pylist()
-    counts = {item["values"]: item["counts"] for item in found}
-    return {status: counts.get(status, 0) for status in STATUSES}
+    counts: Counter[str] = Counter()
+    for batch in folder.batches(["status"]):
+        counts.update({item["values"]: item["counts"] for item in pc.value_counts(batch["status"]).to_pylist()})
+    return {status: counts[status] for status in STATUSES}
 
 
 def warn_if_none_ok(counts: dict[str, Any]) -> None:

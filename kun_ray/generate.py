@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import math
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -244,13 +245,13 @@ def preflight(config: GenerateConfig, source: store.Folder) -> None:
     columns = set(source.dataset().schema.names)
     lacking = [name for name in ("doc_id", "status", "tokens") if name not in columns]
     require(not lacking, f"{config.input} has no column {', '.join(lacking)}: it is not a stage that kun_ray wrote")
-    statuses = source.dataset().to_table(columns=["status", "tokens"])
-    unknown = set(statuses["status"].unique().to_pylist()) - set(STATUSES)
+    statuses, longest = Counter[str](), 0
+    for batch in source.batches(["status", "tokens"]):
+        statuses.update({item["values"]: item["counts"] for item in pc.value_counts(batch["status"]).to_pylist()})
+        longest = max(longest, pc.max(batch["tokens"].filter(pc.equal(batch["status"], OK))).as_py() or 0)
+    unknown = set(statuses) - set(STATUSES)
     require(not unknown, f"{config.input} has rows of status {unknown}; kun_ray knows {', '.join(STATUSES)}")
-    wanted = statuses.filter(pc.equal(statuses["status"], OK))
-    if wanted.num_rows == 0:
-        raise ConfigError(f"{config.input} has {statuses.num_rows} rows, but none with status ok: nothing to do")
-    longest = pc.max(wanted["tokens"]).as_py() or 0
+    require(bool(statuses[OK]), f"{config.input} has {statuses.total()} rows, but none with status ok: nothing to do")
     for name, pool in config.pools.items():
         check_engine_installed(pool)
         check_engine_arguments(pool)

@@ -93,4 +93,4 @@ def _both(now: Counters, before: collections.Counter[str]) -> collections.Counte
 
 
 def _sum(folder: Folder, column: str) -> int:
-    return int(sum(pc.sum(batch[column]).as_py() or 0 for batch in folder.dataset().to_batches(columns=[column])))
+    return int(sum(pc.sum(batch[column]).as_py() or 0 for batch in folder.batches([column])))

@@ -15,6 +15,7 @@ import re
 import time
 import urllib.parse
 import uuid
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
@@ -84,6 +85,12 @@ class Folder:
     def dataset(self) -> pads.Dataset:
         """The parts as one pyarrow dataset."""
         return pads.dataset(self.parts(), filesystem=self.filesystem, format="parquet")
+
+    def batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """All rows, of a few narrow columns. Little is read ahead: by default Arrow holds dozens of files in memory."""
+        few = {"fragment_readahead": 2, "batch_readahead": 2, "use_threads": False, "cache_metadata": False}
+        if self.parts():
+            yield from self.dataset().to_batches(columns=columns, **few)
 
     def num_rows(self) -> int:
         """Rows in the parts that are there so far."""
