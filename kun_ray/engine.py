@@ -135,7 +135,7 @@ class VllmEngine:
                 self._llm = AsyncLLM.from_engine_args(
                     arguments, usage_context=offline, stat_loggers=[self.stats.stat_logger]
                 )
-                _without_prometheus(self._llm.logger_manager)
+                _without_prometheus(getattr(self._llm, "logger_manager", None))
         except Exception as error:
             time.sleep(0.5)  # the last lines are still in the pipe
             raise RuntimeError(self._tail.cause() or f"{type(error).__name__}: {error}") from error
@@ -231,6 +231,8 @@ def _without_prometheus(manager: Any) -> None:
     """Takes away vLLM's own logger, which counts every token of every row for a page that nobody serves; ours stays."""
     from vllm.v1.metrics.loggers import PrometheusStatLogger
 
+    if manager is None:  # a vLLM that keeps it elsewhere is slower, not broken
+        return
     manager.stat_loggers = [one for one in manager.stat_loggers if not isinstance(one, PrometheusStatLogger)]
 
 

@@ -87,7 +87,7 @@ class Folder:
         return pads.dataset(self.parts(), filesystem=self.filesystem, format="parquet")
 
     def batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """All rows, of a few narrow columns. Little is read ahead: by default Arrow holds dozens of files in memory."""
+        """All rows, of a few narrow columns. Little is read ahead: what waits would be half of a count's memory."""
         few = {"fragment_readahead": 2, "batch_readahead": 2, "use_threads": False, "cache_metadata": False}
         if self.parts():
             yield from self.dataset().to_batches(columns=columns, **few)
