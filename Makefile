@@ -54,11 +54,11 @@ test: $(READY)   ## all tests; each folder in a process of its own, for each has
 soak: $(READY)   ## hours: 200 random kills over 100,000 rows, 20 of real vLLM: bench/results/soak.json
 	$(PY) bench/soak.py
 
-bench: $(READY)  ## all benchmarks, three hours: bench/results; SHORT=1 only shows that they run
+bench: $(READY)  ## all benchmarks, three hours and a half: bench/results; SHORT=1 only shows that they run
 	$(PY) bench/all.py $(if $(SHORT),--short) $(if $(OUT),--out $(OUT))
 
 bench-gpu:       ## those that measure a card, under nine minutes, to OUT=<folder>; SMOKE=1 runs their path on CPUs
-	$(if $(SMOKE),$(PY),$(if $(wildcard $(VENV_GPU)/bin/python),$(VENV_GPU)/bin/python,python3)) bench/all.py --gpu $(if $(SMOKE),--smoke) --out $(or $(OUT),build/bench)
+	$(if $(SMOKE),$(PY),$(if $(wildcard $(VENV_GPU)/bin/python),$(VENV_GPU)/bin/python,python3)) bench/all.py --gpu $(if $(SMOKE),--smoke) $(if $(ONLY),--only $(ONLY)) --out $(or $(OUT),build/bench)
 
 lint: $(READY)   ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -41,8 +41,8 @@ class Run:
 
 
 ON_CPU = [
-    Run("engine", "--cpu --scoring --rows 512 --pairs 12", "--cpu --rows 64 --pairs 1", seconds=1500),
-    Run("engine", "--cpu --workload polish-like --rows 512 --pairs 8", None, seconds=1500),
+    Run("engine", "--cpu --scoring --rows 512 --pairs 6 --fresh 4", "--cpu --rows 64 --pairs 1", seconds=2400),
+    Run("engine", "--cpu --workload polish-like --rows 512 --pairs 3 --fresh 3", None, seconds=1800),
     Run("verdicts", "", "--rows 32 --epochs 1"),
     Run("rivals", "--cpu --rounds 5", "--cpu --rows 128 --rounds 1", seconds=1500),
     Run("rivals", "--cpu --workload polish-like --rows 512 --rounds 4", None, seconds=1500),
@@ -50,21 +50,28 @@ ON_CPU = [
     Run("replicas", "", "--replicas 1 2 --seconds 10", seconds=1800),
     Run("ingest", "--mb 20 --chain-mb 0.5", "--short", seconds=1800),
     Run("near_duplicates", "", "--short", seconds=1800),
-    Run("training", "--steps 3", "--short", seconds=1800),
+    Run("training", "--steps 8", "--short", seconds=2400),
     Run("startup", "", "--short"),
     Run("planner", "", "--short"),
 ]
 ON_GPU = [
     Run("engine", "--shape 1.5b --scoring --pairs 3", seconds=170),
     Run("training", "--gpu", seconds=150),
-    Run("engine", "--shape 34b --one-engine-at-a-time --memory 0.9 --rows 256 --pairs 1", seconds=240, memory_gb=130),
+    Run(
+        "engine",
+        "--shape 34b --one-engine-at-a-time --memory 0.9 --rows 256 --pairs 1 --scoring",
+        seconds=240,
+        memory_gb=130,
+    ),
     Run("engine", "--shape 7b --workload polish-like --pairs 3 --scoring", seconds=200, memory_gb=70),
+    Run("rivals", "--shape 0.5b --rounds 3", seconds=300),
 ]
 SMOKE = [
     Run("engine", "--cpu --scoring --rows 64 --pairs 1"),
     Run("training", "--gpu --smoke"),
-    Run("engine", "--cpu --one-engine-at-a-time --rows 64 --pairs 1"),
+    Run("engine", "--cpu --one-engine-at-a-time --rows 64 --pairs 1 --scoring"),
     Run("engine", "--cpu --workload polish-like --rows 64 --pairs 1"),
+    Run("rivals", "--cpu --rows 128 --rounds 1"),
 ]
 
 

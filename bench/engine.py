@@ -15,10 +15,12 @@ Model shapes are real, weights are vLLM's `load_format: dummy`. Nothing is downl
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import random
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ def main() -> None:
     parser.add_argument("--workload", choices=WORKLOADS, default="label-like")
     parser.add_argument("--rows", type=int, default=1024, help="rows of one turn, a multiple of 64")
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--fresh", type=int, default=1, help="how many times both engines are built; --pairs each time")
     parser.add_argument("--max-num-seqs", type=int, default=256)
     parser.add_argument("--memory", type=float, default=0.44, help="gpu_memory_utilization of each engine")
     parser.add_argument("--one-engine-at-a-time", action="store_true", help="for models of which a card holds only one")
@@ -67,57 +70,69 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any
     execution.connect(RayConfig(num_cpus=16))
     limits = ray.get(ray.remote(num_gpus=0 if options.cpu else 0.1, max_calls=1)(card_limits).remote(options.cpu))
     rows = documents(options.rows, options.pairs + 1)
+    gated = [*rows, rows[0][:1]]  # an execution at its end would take its engine down within the last turn
     share = 0 if options.cpu else (1.0 if options.one_engine_at_a_time else 0.5)
     raw_options = {"num_gpus": share, "runtime_env": {"env_vars": environment(pool, 2)}}
     turns: list[dict[str, Any]] = []
-    spent = 0.0
 
-    def take(who: str, index: int, found: dict[str, Any]) -> None:
-        nonlocal spent
-        before, spent = spent, engines_cpu_s()
-        turns.append({"who": who, "pair": index, **found, "engine_cpu_s": round(spent - before, 2)})
-        print(json.dumps(turns[-1]), flush=True)
+    def take(engines: int, index: int, who: str, turn: Callable[[], dict[str, Any]]) -> None:
         if options.cpu:
             give_engines_their_cores(options.threads)
+        before = engines_cpu_s()
+        found = turn()
+        spent = round(engines_cpu_s() - before, 2)
+        turns.append({"who": who, "engines": engines, "pair": index, **found, "engine_cpu_s": spent})
+        print(json.dumps(turns[-1]), flush=True)
 
-    gated = [*rows, rows[0][:1]]  # an execution at its end would take its engine down within the last turn
-    if options.one_engine_at_a_time:
-        ours = OurRun(config, gated, folder)
+    for engines in range(options.fresh):  # an engine may be lucky in where its memory lies, and stays so
+        own = folder / f"engines-{engines}"
+        own.mkdir()
+        raw: Any = None
+        if not options.one_engine_at_a_time:
+            raw = new_raw(raw_options, pool, config)
+            ray.get(raw.turn.remote(rows[0][:8]))  # loads and warms up before the other engine asks for memory
+        ours = OurRun(config, gated, own)
+        if options.one_engine_at_a_time:
+            for index in range(options.pairs + 1):
+                take(engines, index, "kun_ray", functools.partial(ours.turn, index))
+            ours.finish()
+            yield summarise(options, turns, limits, None)
+            raw = new_raw(raw_options, pool, config)
         for index in range(options.pairs + 1):
-            take("kun_ray", index, ours.turn(index))
-        ours.finish()
-        yield summarise(options, turns, limits, None)
-        raw = new_raw(raw_options, pool, config)
-        for index in range(options.pairs + 1):
-            take("vllm.LLM", index, ray.get(raw.turn.remote(rows[index])))
+            sides = {"vllm.LLM": functools.partial(turn_of, raw, rows[index])}
+            if not options.one_engine_at_a_time:
+                mine = {"kun_ray": functools.partial(ours.turn, index)}
+                sides = {**sides, **mine} if index % 2 else {**mine, **sides}
+            for who, turn in sides.items():
+                take(engines, index, who, turn)
             if index:
                 yield summarise(options, turns, limits, None)
-    else:
-        raw = new_raw(raw_options, pool, config)
-        ray.get(raw.turn.remote(rows[0][:8]))  # loads and warms up before the other engine asks for memory
-        ours = OurRun(config, gated, folder)
-        for index in range(options.pairs + 1):
-            for who in ("vllm.LLM", "kun_ray") if index % 2 else ("kun_ray", "vllm.LLM"):
-                take(who, index, ours.turn(index) if who == "kun_ray" else ray.get(raw.turn.remote(rows[index])))
-            if index:
-                yield summarise(options, turns, limits, None)
-        ours.finish()
-    if options.scoring:
-        yield summarise(options, turns, limits, ray.get(raw.score.remote(rows[0])))
+        if not options.one_engine_at_a_time:
+            ours.finish()
+        if options.scoring and engines == options.fresh - 1:
+            yield summarise(options, turns, limits, ray.get(raw.score.remote(rows[0])))
+        ray.kill(raw)
+
+
+def turn_of(raw: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """One turn of `vllm.LLM`, in its actor."""
+    return dict(ray.get(raw.turn.remote(rows)))
 
 
 def summarise(
     options: argparse.Namespace, turns: list[dict[str, Any]], limits: dict[str, Any], scoring: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Medians over the pairs (the first pair warms up and is not counted) and the distance to the card's limits.
+    """Medians over the pairs (each engine's first pair warms it up and is not counted) and the distance to the card's limits.
 
     While only kun_ray has had its turns there are no ratios.
     """
-    pairs = min(turns[-1]["pair"], options.pairs)
-    counted = [turn for turn in turns if 0 < turn["pair"] <= pairs]
-    rate = {
-        who: [t["output_tokens"] / t["seconds"] for t in counted if t["who"] == who] for who in ("kun_ray", "vllm.LLM")
+    done = {
+        who: [(t["engines"], t["pair"]) for t in turns if t["who"] == who and t["pair"]]
+        for who in ("kun_ray", "vllm.LLM")
     }
+    pairs = sorted(set(done["kun_ray"]) & set(done["vllm.LLM"]) or set(done["kun_ray"]))
+    counted = [turn for turn in turns if (turn["engines"], turn["pair"]) in pairs]
+    rate = {who: [t["output_tokens"] / t["seconds"] for t in counted if t["who"] == who] for who in done}
     ours = [turn for turn in counted if turn["who"] == "kun_ray"]
     floors = [
         SHAPES[options.shape].floor_seconds(turn, options.max_num_seqs, limits, 4 if options.cpu else 2)
@@ -133,14 +148,18 @@ def summarise(
         "workload": options.workload,
         "output_tokens": {"mean": mean, "most": most},
         "rows_per_turn": options.rows,
-        "pairs": pairs,
+        "pairs": len(pairs),
+        "engines_built": 1 + max(turn["engines"] for turn in turns),
         "max_num_seqs": options.max_num_seqs,
         "threads": options.threads if options.cpu else None,
         "in_turn": not options.one_engine_at_a_time,
         "card": limits,
         "output_tokens_per_s": {who: round(statistics.median(rates), 1) for who, rates in rate.items() if rates},
         "kun_ray_rows_per_s": round(statistics.median([t["rows"] / t["seconds"] for t in ours]), 2),
-        **efficiency(rate["kun_ray"], rate["vllm.LLM"], [t["seconds"] / t["from_opening_s"] for t in ours]),
+        **efficiency(counted),
+        "steps_of_a_turn": {
+            who: statistics.median(t["steps"] for t in counted if t["who"] == who) for who in rate if rate[who]
+        },
         "engine_busy": {who: round(statistics.median(shares), 3) for who, shares in busy.items()},
         "fraction_of_card_limit": round(statistics.median(floors), 4),
         "prefix_cache_hit_rate": round(statistics.median(cached), 4),
@@ -149,16 +168,34 @@ def summarise(
     }
 
 
-def efficiency(ours: list[float], theirs: list[float], share_of_opening: list[float]) -> dict[str, Any]:
-    """Medians over the pairs of kun_ray's tokens/s ÷ vllm.LLM's, also since the opening of the input."""
+def efficiency(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over the pairs of kun_ray's tokens/s ÷ vllm.LLM's, also since the opening of the input.
+
+    The interval holds 90% of the medians of pairs drawn again: engines first, then pairs of each (a bootstrap of both).
+    """
+    of_engines: dict[int, list[float]] = {}
+    opening: list[float] = []
+    theirs = {(t["engines"], t["pair"]): t for t in turns if t["who"] == "vllm.LLM"}
     if not theirs:
         return {}
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    from_opening = [ratio * share for ratio, share in zip(ratios, share_of_opening, strict=True)]
+    for ours in (turn for turn in turns if turn["who"] == "kun_ray"):
+        rival = theirs[ours["engines"], ours["pair"]]
+        ratio = ours["output_tokens"] / ours["seconds"] * rival["seconds"] / rival["output_tokens"]
+        of_engines.setdefault(ours["engines"], []).append(ratio)
+        opening.append(ratio * ours["seconds"] / ours["from_opening_s"])
+    groups = list(of_engines.values())
+    ratios = [ratio for group in groups for ratio in group]
+    draw, again = random.Random(0), []
+    for _ in range(2000):
+        drawn = [draw.choices(group, k=len(group)) for group in draw.choices(groups, k=len(groups))]
+        again.append(statistics.median(ratio for group in drawn for ratio in group))
+    edges = statistics.quantiles(again, n=20)
     return {
         "efficiency": round(statistics.median(ratios), 4),
+        "efficiency_90_percent": [round(edges[0], 4), round(edges[-1], 4)],
         "efficiency_min_max": [round(min(ratios), 4), round(max(ratios), 4)],
-        "efficiency_from_opening": round(statistics.median(from_opening), 4),
+        "efficiency_of_engines": [round(statistics.median(group), 4) for group in groups],
+        "efficiency_from_opening": round(statistics.median(opening), 4),
     }
 
 

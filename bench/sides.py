@@ -83,7 +83,7 @@ class OurRun:
         self._gates = [folder / f"gate-{index}" for index in range(len(rows))]
         self._num_rows = len(rows[0])
         self._board = new_board()
-        self._before = dict.fromkeys(("rows", "prompt_tokens", "cached_tokens", "output_tokens"), 0.0)
+        self._before = dict.fromkeys(("rows", "prompt_tokens", "cached_tokens", "output_tokens", "steps"), 0.0)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         dataset = build_dataset(config, read_gated(rows, self._gates), self._board)
@@ -161,6 +161,13 @@ class Raw:
         self._prompt = build_prompt(self._tokenizer, self._label.prompt)
         assert config.steps.score is not None
         self._rubric = build_prompt(self._tokenizer, config.steps.score.prompt)
+        self._num_steps, step = 0, self._llm.llm_engine.step
+
+        def counted() -> Any:
+            self._num_steps += 1
+            return step()
+
+        setattr(self._llm.llm_engine, "step", counted)  # noqa: B010 - its type is a method's
 
     def turn(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         from vllm import SamplingParams
@@ -175,7 +182,7 @@ class Raw:
             )
             for length in lengths
         ]
-        started = time.perf_counter()
+        started, steps = time.perf_counter(), self._num_steps
         outputs = self._llm.generate(prompts, params, use_tqdm=False)  # type: ignore[arg-type]
         seconds = time.perf_counter() - started
         return {
@@ -184,6 +191,7 @@ class Raw:
             "prompt_tokens": sum(len(prompt["prompt_token_ids"]) for prompt in prompts),
             "output_tokens": sum(len(output.outputs[0].token_ids) for output in outputs),
             "cached_tokens": sum(output.num_cached_tokens or 0 for output in outputs),
+            "steps": self._num_steps - steps,
         }
 
     def score(self, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -74,6 +74,15 @@ def count_statuses(folder: Folder) -> dict[str, int]:
     return {status: counts[status] for status in STATUSES}
 
 
+def totals(folder: Folder, columns: list[str]) -> dict[str, int]:
+    """The sum of each of a stage's columns of integers so far; rows without a value count nothing."""
+    found = dict.fromkeys(columns, 0)
+    for batch in folder.batches(columns):
+        for column in columns:
+            found[column] += pc.sum(batch[column]).as_py() or 0
+    return found
+
+
 def warn_if_none_ok(counts: dict[str, Any]) -> None:
     """Prints a warning when a finished stage holds no row that a later one could use, with what became of all.
 

@@ -123,12 +123,13 @@ class VllmEngine:
     def __init__(self, config: EngineConfig, model_path: str, stop_token_ids: list[int]) -> None:
         _start_resource_tracker_silently()
         from vllm import AsyncEngineArgs
+        from vllm.inputs import tokens_input
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         offline = UsageContext.LLM_CLASS  # whose defaults take 4 to 8 times the tokens a step that an AsyncLLM's do
 
-        self._tail, self.stats = Tail(), EngineStats()
+        self._tail, self.stats, self._as_input = Tail(), EngineStats(), tokens_input
         try:
             with self._tail.listening():
                 arguments = AsyncEngineArgs(**engine_arguments(config, model_path))
@@ -206,8 +207,9 @@ class VllmEngine:
         self._num_running += 1
         result = None
         try:
+            prepared = self._as_input(prompt)  # a prompt that is not prepared goes through a thread of vLLM's first
             async for output in self._llm.generate(
-                {"prompt_token_ids": prompt}, params, str(self._num_requests), lora_request=self._adapter(adapter)
+                prepared, params, str(self._num_requests), lora_request=self._adapter(adapter)
             ):
                 result = output
         except EngineDeadError as error:

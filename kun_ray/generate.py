@@ -130,7 +130,7 @@ def generate(config: GenerateConfig, accelerator: str = "pools.*.accelerator") -
 
 def _complete(config: GenerateConfig, source: store.Folder, folder: store.Folder, startup: Startup) -> dict[str, Any]:
     """Runs the rows that are not written yet, proves the counts and publishes the stage."""
-    book, num_rows = ledger.Ledger(folder, startup), source.dataset().count_rows()
+    book, num_rows = ledger.Ledger(folder, startup), source.num_rows()
     while folder.num_rows() < num_rows:
         try:
             _run(config, source, folder, num_rows, book)
@@ -171,7 +171,7 @@ def _run(
     spanning = any(map(placement.spans_nodes, config.pools.values()))
     retries = 0 if spanning else 2  # a new actor's placement group would wait for the dead one's
     execution.configure(folder, max_waiting_rows=config.num_waiting_rows(), actor_retries=retries)
-    num_ok = source.dataset().count_rows(filter=pc.field("status") == OK)
+    num_ok = count_statuses(source)[OK]
     board = new_board(folder.uri)
     names = list(config.pools)
     before = count_statuses(folder)

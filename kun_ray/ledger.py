@@ -11,10 +11,10 @@ import json
 import time
 from typing import Any
 
-import pyarrow.compute as pc
 from pyarrow import fs
 
 from kun_ray.board import Counters
+from kun_ray.counts import totals
 from kun_ray.startup import Startup
 from kun_ray.store import Folder
 
@@ -62,15 +62,15 @@ class Ledger:
         a kill lost or that `retry` replaced: at least so many, for a killed run's last seconds are in no file. Tokens of
         replies that were cut off unfinished are not counted.
         """
-        totals = self.with_earlier(self._pools)
-        decoded = int(sum(counters.get("output_tokens", 0) for counters in totals.values()))
-        useful = sum(_sum(folder, f"{step}_output_tokens") for step in steps)
+        pools = self.with_earlier(self._pools)
+        decoded = int(sum(counters.get("output_tokens", 0) for counters in pools.values()))
+        useful = sum(totals(folder, [f"{step}_output_tokens" for step in steps]).values())
         decoded = max(decoded, useful)  # runs that were killed had done more than they could note
         elapsed = self._before_s + self._elapsed_s()
         return {
             "runs": self.runs,
-            "restarts": int(sum(counters.get("restarts", 0) for counters in totals.values())),
-            "hangs": int(sum(counters.get("hangs", 0) for counters in totals.values())),
+            "restarts": int(sum(counters.get("restarts", 0) for counters in pools.values())),
+            "hangs": int(sum(counters.get("hangs", 0) for counters in pools.values())),
             "elapsed_s": round(elapsed, 1),
             "rows_per_s": round(num_rows / max(elapsed, 1e-9), 3),
             "output_tokens": decoded,
@@ -78,7 +78,7 @@ class Ledger:
             "tokens_redone": decoded - useful,
             "goodput": round(useful / decoded, 4) if decoded else 1.0,
             "startup": self.startup.summary(self.moments) if self.moments else None,
-            "pools": totals,
+            "pools": pools,
         }
 
     def _elapsed_s(self) -> float:
@@ -90,7 +90,3 @@ def _both(now: Counters, before: collections.Counter[str]) -> collections.Counte
     found.update(now)  # type: ignore[arg-type]
     found.update(before)  # not `+`, which leaves out what is 0
     return found
-
-
-def _sum(folder: Folder, column: str) -> int:
-    return int(sum(pc.sum(batch[column]).as_py() or 0 for batch in folder.batches([column])))

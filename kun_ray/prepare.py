@@ -29,7 +29,7 @@ from kun_ray import cleaning, execution, lease, models, quality, store
 from kun_ray.board import new_board
 from kun_ray.config import ConfigError, KunError, RayConfig, require, show_config, to_dict, without_credentials
 from kun_ray.corpora import CorpusConfig, list_corpora, num_rows_read, read_corpora
-from kun_ray.counts import count_statuses, prove_counts, warn_if_none_ok
+from kun_ray.counts import count_statuses, prove_counts, totals, warn_if_none_ok
 from kun_ray.dedup import find_duplicates
 from kun_ray.filters import FilterConfig, build_filters, filter_texts
 from kun_ray.lease import LEASE_S
@@ -122,7 +122,7 @@ def _run(config: PrepareConfig, folder: store.Folder, files: list[tuple[CorpusCo
         **counts,
         "rows_in": num_read,
         "files": len(files),
-        "tokens": _total(folder, "tokens"),
+        **totals(folder, ["tokens"]),
         "elapsed_s": round(elapsed, 1),
     }
     folder.finish(summary)
@@ -293,7 +293,3 @@ def fingerprint(config: PrepareConfig, files: list[tuple[CorpusConfig, CorpusFil
 def _delete(folder: store.Folder) -> None:
     if folder.exists():
         folder.filesystem.delete_dir(folder.path)
-
-
-def _total(folder: store.Folder, column: str) -> int:
-    return int(sum(pc.sum(batch[column]).as_py() or 0 for batch in folder.dataset().to_batches(columns=[column])))

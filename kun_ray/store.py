@@ -6,6 +6,7 @@ Everything goes through pyarrow.fs, so a folder may lie on a local disk, S3 or H
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -15,12 +16,14 @@ import re
 import time
 import urllib.parse
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 from pyarrow import fs
 
 from kun_ray.changes import changes, stage_of
@@ -33,8 +36,11 @@ METRICS = "metrics.jsonl"
 CHECKPOINT = "_checkpoint"
 _LEFTOVER = re.compile(r"manifest\.json\.[0-9a-f]{8}\.tmp|_lease\.json(\.[0-9a-f]{8}\.tmp)?")
 """Files of a run that was killed before it had a manifest, or that renewed its lease while its folder was deleted."""
+REMOTE_READS = 8
+"""Parts that are read at once where each waits for a network."""
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable that `ray job submit` sets for the job's driver."""
+_Found = TypeVar("_Found")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,14 +93,51 @@ class Folder:
         return pads.dataset(self.parts(), filesystem=self.filesystem, format="parquet")
 
     def batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """All rows, of a few narrow columns. Little is read ahead: what waits would be half of a count's memory."""
-        few = {"fragment_readahead": 2, "batch_readahead": 2, "use_threads": False, "cache_metadata": False}
-        if self.parts():
-            yield from self.dataset().to_batches(columns=columns, **few)
+        """All rows, of a few narrow columns, in the order of `parts`.
+
+        File by file, since a dataset's scan keeps dozens of files in memory for each one that is asked for.
+
+        Raises:
+            KunError: a part is no whole parquet file.
+        """
+        filesystem = self.filesystem
+
+        def read(part: str) -> list[pa.RecordBatch]:
+            found: list[pa.RecordBatch] = pq.read_table(
+                part, columns=columns, filesystem=filesystem, use_threads=False, partitioning=None
+            ).to_batches()
+            return found
+
+        for part in self._each_part(read, 1 if isinstance(filesystem, fs.LocalFileSystem) else REMOTE_READS):
+            yield from part
 
     def num_rows(self) -> int:
         """Rows in the parts that are there so far."""
-        return self.dataset().count_rows() if self.parts() else 0
+        filesystem = self.filesystem
+        return sum(
+            self._each_part(lambda part: int(pq.read_metadata(part, filesystem=filesystem).num_rows), REMOTE_READS)
+        )
+
+    def _each_part(self, read: Callable[[str], _Found], at_once: int) -> Iterator[_Found]:
+        """What `read` finds in each part, in order; no more than `at_once` parts are read, or wait to be used."""
+
+        def named(part: str) -> _Found:
+            try:
+                return read(part)
+            except pa.ArrowInvalid as error:
+                raise KunError(f"{part} cannot be read: {error}") from error
+
+        executor = ThreadPoolExecutor(at_once, thread_name_prefix="read")
+        running: collections.deque[Future[_Found]] = collections.deque()
+        try:
+            for part in self.parts():
+                if len(running) == at_once:
+                    yield running.popleft().result()
+                running.append(executor.submit(named, part))
+            while running:
+                yield running.popleft().result()
+        finally:  # also when nobody wants the rest
+            executor.shutdown(wait=False, cancel_futures=True)
 
     def read_json(self, name: str) -> Any:
         with self.filesystem.open_input_stream(self.child(name)) as stream:
@@ -261,20 +304,3 @@ def _foreign_files(folder: Folder) -> list[str]:
 def is_local(uri: str) -> bool:
     """Whether a folder lies on this machine's file system (which a cluster's other nodes may not see)."""
     return "://" not in uri or uri.startswith("file://")
-
-
-def short_names(paths: list[str]) -> list[str]:
-    """The last part of each path (not `model`, as training calls every model), with as many before it as tell it from the others."""
-    parts = [path_parts(path) for path in paths]
-    names = []
-    for number, mine in enumerate(parts):
-        others = [other for n, other in enumerate(parts) if n != number]
-        length = next((n for n in range(1, len(mine)) if all(mine[-n:] != o[-n:] for o in others)), len(mine))
-        names.append("-".join(mine[-length:]))
-    return names
-
-
-def path_parts(path: str) -> list[str]:
-    """The folders of a path or URI, without what calls every model the same."""
-    parts = [part for part in path.split("://")[-1].partition("?")[0].split("/") if part not in ("", ".")]
-    return parts[:-1] if len(parts) > 1 and parts[-1] == "model" else parts

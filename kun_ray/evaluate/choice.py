@@ -27,6 +27,7 @@ from kun_ray.evaluate.benchmarks import (
 from kun_ray.evaluate.contamination import ContaminationConfig
 from kun_ray.evaluate.rows import folder_name
 from kun_ray.generate import GenerateConfig
+from kun_ray.names import short_names
 from kun_ray.pool import PoolConfig
 from kun_ray.prompts import count_tokens
 
@@ -85,7 +86,7 @@ class EvaluateConfig:
         require(bool(self.models or self.contamination.data), "nothing to do: give models=[…], or contamination.data=…")
         require("{subject}" in self.header, "header must name {subject}")
         require(not self.pool.steps, "pool.steps stays empty: evaluate runs a step of its own")
-        names = store.short_names(self.models)
+        names = short_names(self.models)
         require(len(set(names)) == len(names), f"models: two are the same ({', '.join(self.models)})")
         unknown = sorted(set(self.per_model) - set(names))
         require(not unknown, f"per_model names {', '.join(unknown)}; the models are {', '.join(names)}")
@@ -103,7 +104,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         print(describe(suite), flush=True)
     if config.contamination.data:
         contamination.require_text(config.contamination)
-    names = store.short_names(config.models)
+    names = short_names(config.models)
     runs = {name: _prepare(config, path, name, suites) for path, name in zip(config.models, names, strict=True)}
     found: dict[str, Any] = {}
     if config.contamination.data:

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from kun_ray import formats, store
 from kun_ray.config import ConfigError, KunError, require, without_credentials
+from kun_ray.names import path_parts, short_names
 from kun_ray.schema import OK
-from kun_ray.store import path_parts, short_names
 
 Row = dict[str, Any]
 """`id`, `source`, and the columns that there are."""

@@ -15,7 +15,8 @@ from pyarrow import fs
 
 from kun_ray.changes import EXPORT, GENERATE, PREPARE, flatten, stage_of
 from kun_ray.config import KunError, without_credentials
-from kun_ray.store import MANIFEST, SUMMARY, Folder, input_fingerprint, short_names
+from kun_ray.names import short_names
+from kun_ray.store import MANIFEST, SUMMARY, Folder, input_fingerprint
 
 OTHER = "other"
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -35,11 +36,14 @@ def configured(tmp_path: Path, steps_yaml: Path, model: str, texts: list[str], *
     )
 
 
-def engine_processes() -> dict[int, psutil.Process]:
-    """vLLM's living processes below this test's own Ray."""
-    mine = psutil.Process().children(recursive=True)
-    living = [process for process in mine if process.status() != psutil.STATUS_ZOMBIE]
-    return {process.pid: process for process in living if "VLLM" in process.name()}
+def engine_processes() -> dict[psutil.Process, str]:
+    """vLLM's living processes below this test's own Ray, and their names."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since it was listed
+            if process.status() != psutil.STATUS_ZOMBIE and "VLLM" in process.name():
+                found[process] = process.name()
+    return found
 
 
 def test_broken_weights_end_the_run_with_the_engines_own_error(local_ray, model, steps_yaml, texts, tmp_path):
@@ -55,25 +59,24 @@ def test_broken_weights_end_the_run_with_the_engines_own_error(local_ray, model,
 
 def test_a_killed_core_and_a_killed_actor_are_replaced_and_leave_nothing(local_ray, model, steps_yaml, texts, tmp_path):
     config = configured(tmp_path, steps_yaml, model, texts, "ray.log_every_s=0.5")
-    killed: list[str] = []
+    seen: set[psutil.Process] = set()
 
     def kill(what: str) -> None:
         deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
-            cores = [p for p in engine_processes().values() if p.name() == "VLLM::EngineCore" and p.pid not in seen]
-            if cores and progressed(tmp_path, len(killed)):
-                seen.add(cores[0].pid)
+            cores = [p for p, name in engine_processes().items() if name == "VLLM::EngineCore" and p not in seen]
+            if cores and progressed(tmp_path, len(seen)):
+                seen.add(cores[0])
                 os.kill(cores[0].pid if what == "core" else cores[0].ppid(), signal.SIGKILL)
-                killed.append(what)
                 return
             time.sleep(0.05)
+        pytest.fail(f"the {what} was not killed: no new engine answered anything")
 
-    seen: set[int] = set()
-    killer = threading.Thread(target=lambda: [kill("core"), kill("actor")])
-    killer.start()
-    summary = generate(config)
-    killer.join()
-    assert killed == ["core", "actor"] and summary["restarts"] == 2
+    with ThreadPoolExecutor(1) as executor:
+        killed = executor.submit(lambda: [kill("core"), kill("actor")])
+        summary = generate(config)
+        killed.result(timeout=10)  # or what went wrong in it
+    assert summary["restarts"] == 2
     assert summary["rows"] == 400 and summary["repeated_ids"] == 0 and "failed/quarantined" not in summary["reasons"]
     deadline = time.monotonic() + 60
     while engine_processes() and time.monotonic() < deadline:

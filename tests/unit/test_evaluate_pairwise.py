@@ -12,7 +12,8 @@ from kun_ray import formats
 from kun_ray.config import ConfigError, KunError, load
 from kun_ray.evaluate.pairwise import PairwiseConfig, _prepare, combine, describe_judge, fill, pairwise
 from kun_ray.evaluate.rows import Pair, folder_name, paired, read_rows, reply, source_names
-from kun_ray.store import Folder, short_names
+from kun_ray.names import short_names
+from kun_ray.store import Folder
 
 CONF = str(Path(__file__).parents[2] / "conf/pairwise.yaml")
 OPTIONS = ["A", "B", "C"]

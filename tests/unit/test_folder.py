@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
@@ -22,6 +26,53 @@ def test_parts_are_sorted_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "part-dir.parquet").mkdir()
     assert [os.path.basename(path) for path in Folder(str(tmp_path)).parts()] == ["part-10.parquet", "part-2.parquet"]
     assert Folder(str(tmp_path / "gone")).parts() == []
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_batches_come_in_the_order_of_the_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote: bool) -> None:
+    for number in range(20):
+        rows = pa.table({"n": [number, -number], "wide": ["长" * 1000] * 2})
+        pq.write_table(rows, tmp_path / f"part-{number:02}.parquet")
+    if remote:
+        object_store = fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem("file")))
+        monkeypatch.setattr(store, "resolve", lambda uri: (object_store, uri))
+    folder = Folder(str(tmp_path))
+    batches = list(folder.batches(["n"]))
+    assert [n for batch in batches for n in batch["n"].to_pylist()] == [m for n in range(20) for m in (n, -n)]
+    assert {name for batch in batches for name in batch.schema.names} == {"n"} and folder.num_rows() == 40
+    assert list(Folder(str(tmp_path / "gone")).batches(["n"])) == [] and Folder(str(tmp_path / "gone")).num_rows() == 0
+    (tmp_path / "part-07.parquet").write_bytes(b"PAR1 and no more")
+    for read in (folder.num_rows, lambda: list(folder.batches(["n"]))):
+        with pytest.raises(KunError, match=r"part-07\.parquet cannot be read"):
+            read()
+
+
+@pytest.mark.parametrize(("remote", "most"), [(False, 1), (True, store.REMOTE_READS)])
+def test_what_is_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote: bool, most: int) -> None:
+    """Where each part waits for a network several are read at once; else one, for what waits is memory."""
+    (tmp_path / "part-0.parquet").write_text("")
+    lock, open_now, seen = threading.Lock(), 0, list[int]()
+
+    def read_table(path: str, **_: Any) -> pa.Table:
+        nonlocal open_now
+        with lock:
+            open_now += 1
+            seen.append(open_now)
+        time.sleep(0.02)
+        with lock:
+            open_now -= 1
+        return pa.table({"n": [1]})
+
+    monkeypatch.setattr(store.pq, "read_table", read_table)
+    monkeypatch.setattr(Folder, "parts", lambda self: [f"part-{number}" for number in range(40)])
+    if remote:
+        object_store = fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem("file")))
+        monkeypatch.setattr(store, "resolve", lambda uri: (object_store, uri))
+    batches = Folder(str(tmp_path)).batches(["n"])
+    next(batches)
+    batches.close()  # nobody wants the rest
+    assert len(seen) <= most + 1
+    assert len(list(Folder(str(tmp_path)).batches(["n"]))) == 40 and max(seen) == most
 
 
 def test_success_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
