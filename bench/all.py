@@ -41,7 +41,7 @@ class Run:
 
 
 ON_CPU = [
-    Run("engine", "--cpu --scoring --rows 512 --pairs 6 --fresh 4", "--cpu --rows 64 --pairs 1", seconds=2400),
+    Run("engine", "--cpu --scoring --rows 512 --pairs 5 --fresh 4", "--cpu --rows 64 --pairs 1", seconds=2400),
     Run("engine", "--cpu --workload polish-like --rows 512 --pairs 3 --fresh 3", None, seconds=1800),
     Run("verdicts", "", "--rows 32 --epochs 1"),
     Run("rivals", "--cpu --rounds 5", "--cpu --rows 128 --rounds 1", seconds=1500),

@@ -28,7 +28,7 @@ import ray
 import ray.data
 from machine import write
 from shapes import SHAPES, card_limits, save_shape, texts
-from sides import OurRun, engines_cpu_s, give_engines_their_cores, new_raw
+from sides import CORES, OurRun, engines_cpu_s, give_engines_their_cores, new_raw
 
 from kun_ray import execution
 from kun_ray.config import RayConfig, load
@@ -76,7 +76,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any
     turns: list[dict[str, Any]] = []
 
     def take(engines: int, index: int, who: str, turn: Callable[[], dict[str, Any]]) -> None:
-        if options.cpu:
+        if options.cpu and index:
             give_engines_their_cores(options.threads)
         before = engines_cpu_s()
         found = turn()
@@ -87,6 +87,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any
     for engines in range(options.fresh):  # an engine may be lucky in where its memory lies, and stays so
         own = folder / f"engines-{engines}"
         own.mkdir()
+        give_engines_their_cores(len(CORES))  # all of them, to load
         raw: Any = None
         if not options.one_engine_at_a_time:
             raw = new_raw(raw_options, pool, config)
