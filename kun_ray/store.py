@@ -100,23 +100,16 @@ class Folder:
         Raises:
             KunError: a part is no whole parquet file.
         """
-        filesystem = self.filesystem
-
-        def read(part: str) -> list[pa.RecordBatch]:
-            found: list[pa.RecordBatch] = pq.read_table(
-                part, columns=columns, filesystem=filesystem, use_threads=False, partitioning=None
-            ).to_batches()
-            return found
-
-        for part in self._each_part(read, 1 if isinstance(filesystem, fs.LocalFileSystem) else REMOTE_READS):
-            yield from part
+        how = {"columns": columns, "filesystem": self.filesystem, "use_threads": False, "partitioning": None}
+        at_once = 1 if isinstance(self.filesystem, fs.LocalFileSystem) else REMOTE_READS
+        for table in self._each_part(lambda part: pq.read_table(part, **how), at_once):
+            yield from table.to_batches()
 
     def num_rows(self) -> int:
         """Rows in the parts that are there so far."""
         filesystem = self.filesystem
-        return sum(
-            self._each_part(lambda part: int(pq.read_metadata(part, filesystem=filesystem).num_rows), REMOTE_READS)
-        )
+        footers = self._each_part(lambda part: pq.read_metadata(part, filesystem=filesystem), REMOTE_READS)
+        return int(sum(footer.num_rows for footer in footers))
 
     def _each_part(self, read: Callable[[str], _Found], at_once: int) -> Iterator[_Found]:
         """What `read` finds in each part, in order; no more than `at_once` parts are read, or wait to be used."""
