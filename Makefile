@@ -57,8 +57,8 @@ soak: $(READY)   ## hours: 200 random kills over 100,000 rows, 20 of real vLLM: 
 bench: $(READY)  ## all benchmarks, three hours and a half: bench/results; SHORT=1 only shows that they run
 	$(PY) bench/all.py $(if $(SHORT),--short) $(if $(OUT),--out $(OUT))
 
-bench-gpu:       ## those that measure a card, under nine minutes, to OUT=<folder>; SMOKE=1 runs their path on CPUs
-	$(if $(SMOKE),$(PY),$(if $(wildcard $(VENV_GPU)/bin/python),$(VENV_GPU)/bin/python,python3)) bench/all.py --gpu $(if $(SMOKE),--smoke) $(if $(ONLY),--only $(ONLY)) --out $(or $(OUT),build/bench)
+bench-gpu: $(if $(SMOKE),$(READY))  ## those that measure a card, under nine minutes, to OUT=<folder>; SMOKE=1 runs their path on CPUs
+	$(if $(SMOKE),$(PY),$(if $(wildcard $(VENV_GPU)/bin/python),$(VENV_GPU)/bin/python,python3)) bench/all.py --gpu $(if $(SMOKE),--smoke) $(if $(ONLY),--only $(ONLY)) --out $(or $(OUT),build/$(if $(SMOKE),smoke,bench))
 
 lint: $(READY)   ## ruff and mypy
 	$(VENV)/bin/ruff check .

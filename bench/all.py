@@ -22,6 +22,8 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
+END_S = 25.0
+"""A benchmark that is given up may take so long to end."""
 NEEDED = ("vllm", "ray", "deepspeed", "transformers", "omegaconf", "orjson")
 """All that the benchmarks for a card import, on a machine without `make gpu`."""
 
@@ -91,8 +93,14 @@ def main() -> None:
         raise SystemExit(f"{sys.executable} has no {', '.join(missing)}: run `make {'gpu' if options.gpu else 'venv'}`")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     runs = (SMOKE if options.smoke else ON_GPU) if options.gpu else ON_CPU
-    deadline = time.monotonic() + options.seconds if options.gpu and not options.smoke else float("inf")
+    if not (options.gpu or options.short or Path("build/corpora/truth.json").exists()):
+        raise SystemExit("no build/corpora, whose text two of the benchmarks take: run `make corpora`")
+    deadline = time.monotonic() + options.seconds - END_S if options.gpu and not options.smoke else float("inf")
     failed = []
+    if not any(options.only is None or run.script in options.only for run in runs):
+        raise SystemExit(
+            f"none of {', '.join(options.only)} is among {', '.join(sorted({run.script for run in runs}))}"
+        )
     for run in runs:
         arguments = run.short if options.short else run.arguments
         if arguments is None or (options.only and run.script not in options.only):
@@ -134,9 +142,12 @@ def ran(words: list[str], out: Path, limit: float) -> bool:
 
 
 def card_gb() -> float:
-    """Memory of the first GPU."""
+    """Memory of the first GPU; 0 without one."""
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]) / 1024
+    try:
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]) / 1024
+    except (OSError, subprocess.CalledProcessError):
+        return 0.0
 
 
 if __name__ == "__main__":

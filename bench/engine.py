@@ -26,7 +26,7 @@ from typing import Any
 
 import ray
 import ray.data
-from machine import write
+from machine import PASSING, write
 from shapes import SHAPES, card_limits, save_shape, texts
 from sides import CORES, OurRun, engines_cpu_s, give_engines_their_cores, new_raw
 
@@ -53,17 +53,16 @@ def main() -> None:
     parser.add_argument("--scoring", action="store_true", help="also compare choose with decoding")
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--threads", type=int, default=1, help="with --cpu: OpenMP threads of each engine")
-    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    parser.add_argument("--out", type=Path, default=PASSING)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        for result in measure(options, Path(folder)):  # kept at once: on a lent card the time may end any moment
-            alone = "-alone" if options.one_engine_at_a_time else ""
-            write(options.out, f"engine-{options.shape}-{options.workload}{alone}", result)
+        for name, result in measure(options, Path(folder)):  # kept at once: on a lent card the time may end any moment
+            write(options.out, name, result)
     print(json.dumps({key: value for key, value in result.items() if key != "turns"}, indent=2))
 
 
-def measure(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
-    """Runs all turns; yields the result so far after each pair that counts, and after the scoring."""
+def measure(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Runs all turns; yields a file's name and what it is to hold: after each pair that counts, and after the scoring."""
     save_shape(options.shape, folder / "model")
     config = bench_config(options, folder)
     pool = config.pools["label"]
@@ -74,6 +73,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any
     share = 0 if options.cpu else (1.0 if options.one_engine_at_a_time else 0.5)
     raw_options = {"num_gpus": share, "runtime_env": {"env_vars": environment(pool, 2)}}
     turns: list[dict[str, Any]] = []
+    name = f"engine-{options.shape}-{options.workload}{'-alone' if options.one_engine_at_a_time else ''}"
 
     def take(engines: int, index: int, who: str, turn: Callable[[], dict[str, Any]]) -> None:
         if options.cpu and index:
@@ -97,21 +97,24 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any
             for index in range(options.pairs + 1):
                 take(engines, index, "kun_ray", functools.partial(ours.turn, index))
             ours.finish()
-            yield summarise(options, turns, limits, None)
+            yield name, summarise(options, turns, limits)
             raw = new_raw(raw_options, pool, config)
         for index in range(options.pairs + 1):
             sides = {"vllm.LLM": functools.partial(turn_of, raw, rows[index])}
             if not options.one_engine_at_a_time:
                 mine = {"kun_ray": functools.partial(ours.turn, index)}
-                sides = {**sides, **mine} if index % 2 else {**mine, **sides}
+                sides = {**sides, **mine} if (index + engines) % 2 else {**mine, **sides}
             for who, turn in sides.items():
                 take(engines, index, who, turn)
             if index:
-                yield summarise(options, turns, limits, None)
+                yield name, summarise(options, turns, limits)
         if not options.one_engine_at_a_time:
             ours.finish()
         if options.scoring and engines == options.fresh - 1:
-            yield summarise(options, turns, limits, ray.get(raw.score.remote(rows[0])))
+            yield (
+                f"scoring-{options.shape}",
+                {"shape": options.shape, "card": limits, **ray.get(raw.score.remote(rows[0]))},
+            )
         ray.kill(raw)
 
 
@@ -120,9 +123,7 @@ def turn_of(raw: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
     return dict(ray.get(raw.turn.remote(rows)))
 
 
-def summarise(
-    options: argparse.Namespace, turns: list[dict[str, Any]], limits: dict[str, Any], scoring: dict[str, Any] | None
-) -> dict[str, Any]:
+def summarise(options: argparse.Namespace, turns: list[dict[str, Any]], limits: dict[str, Any]) -> dict[str, Any]:
     """Medians over the pairs (each engine's first pair warms it up and is not counted) and the distance to the card's limits.
 
     While only kun_ray has had its turns there are no ratios.
@@ -164,7 +165,6 @@ def summarise(
         "engine_busy": {who: round(statistics.median(shares), 3) for who, shares in busy.items()},
         "fraction_of_card_limit": round(statistics.median(floors), 4),
         "prefix_cache_hit_rate": round(statistics.median(cached), 4),
-        "scoring": scoring,
         "turns": turns,
     }
 
@@ -191,9 +191,10 @@ def efficiency(turns: list[dict[str, Any]]) -> dict[str, Any]:
         drawn = [draw.choices(group, k=len(group)) for group in draw.choices(groups, k=len(groups))]
         again.append(statistics.median(ratio for group in drawn for ratio in group))
     edges = statistics.quantiles(again, n=20)
+    sure = {"efficiency_90_percent": [round(edges[0], 4), round(edges[-1], 4)]} if len(ratios) > 2 else {}
     return {
         "efficiency": round(statistics.median(ratios), 4),
-        "efficiency_90_percent": [round(edges[0], 4), round(edges[-1], 4)],
+        **sure,
         "efficiency_min_max": [round(min(ratios), 4), round(max(ratios), 4)],
         "efficiency_of_engines": [round(statistics.median(group), 4) for group in groups],
         "efficiency_from_opening": round(statistics.median(opening), 4),

@@ -17,6 +17,8 @@ import psutil
 
 RESULTS = Path(__file__).parent / "results"
 """Where results are kept that documents cite."""
+PASSING = Path("build/bench")
+"""Where those go that are none: of short forms, or of a machine that is passing by."""
 
 
 def machine() -> dict[str, Any]:
@@ -44,12 +46,13 @@ def spread(values: Sequence[float]) -> dict[str, float | int]:
 
 
 def write(out: Path, name: str, result: dict[str, Any]) -> Path:
-    """Writes `<out>/<name>.json`: the machine, the date and the result."""
+    """Writes `<out>/<name>.json`, whole or not at all: the machine, the date and the result."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.json"
     whole = {"machine": machine(), "date": time.strftime("%F"), **result}
-    path.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
-    return path
+    unfinished = out / f".{name}.json"
+    unfinished.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
+    return unfinished.replace(path)
 
 
 def material(corpora: Path) -> tuple[str, list[str]]:

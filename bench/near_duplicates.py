@@ -71,6 +71,7 @@ def main() -> None:
         print(json.dumps(sizes[-1]), flush=True)
     bands, rows = CONFIG.bands
     result = {
+        "source": material(options.corpora)[0],
         "settings": {"threshold": CONFIG.threshold, "ngram": CONFIG.ngram, "bands": bands, "rows_per_band": rows},
         "sizes": sizes,
         "growth": growth(sizes),

@@ -21,7 +21,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from machine import versions, write
+from machine import RESULTS, versions, write
 from rows import FreeEngine, write_input
 
 import kun_ray.generate as stage
@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--seconds", type=float, default=SECONDS, help="about how long each size runs")
-    parser.add_argument("--out", type=Path, default=Path("bench/results"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:

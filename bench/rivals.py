@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import WORKLOADS, bench_config, documents
-from machine import versions, write
+from machine import RESULTS, versions, write
 from shapes import SHAPES, save_shape
 from sides import engines_cpu_s, give_engines_their_cores
 from ways import FILE_ROWS, new_turn
@@ -57,10 +57,11 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--threads", type=int, default=1, help="with --cpu: OpenMP threads of each engine")
     parser.add_argument("--way", choices=MARKS, action="append", help="only this rival; may be given more than once")
-    parser.add_argument("--out", type=Path, default=Path("bench/results"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--serve", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.one_engine_at_a_time = False
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which ends the contestants
     if options.serve:
         return serve(options, options.serve[0], Path(options.serve[1]))
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
@@ -125,18 +126,17 @@ class Contestant:
 
 def serve(options: argparse.Namespace, name: str, folder: Path) -> None:
     """The life of a contestant's process."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    own, rows = folder / name, documents(options.rows, options.rounds + 3)
+    own, rows, parent = folder / name, documents(options.rows, options.rounds + 3), os.getppid()
     turn = new_turn(name, configuration(options, folder), rows, own)
     for index in range(len(rows) - 1):  # the last turn never comes: an execution at its end would take its engine down
         while not (own / f"go-{index}").exists():
-            if (own / "end").exists():
+            if (own / "end").exists() or os.getppid() != parent:
                 return
             time.sleep(0.02)
         unfinished = own / f".result-{index}"
         unfinished.write_text(json.dumps(turn(index)))
         unfinished.rename(own / f"result-{index}")
-    while not (own / "end").exists():
+    while not (own / "end").exists() and os.getppid() == parent:
         time.sleep(0.02)
 
 

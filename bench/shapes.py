@@ -44,20 +44,21 @@ class Shape:
         return 2 * self.layers * self.kv_heads * (self.hidden // self.heads) * width
 
     def floor_seconds(self, turn: dict[str, Any], batch: int, limits: dict[str, Any], width: int = 2) -> float:
-        """Least time for a turn on this card: prefill at its matmul rate, decoding at its memory bandwidth.
+        """Least seconds for a turn on this card: what it must compute, or what decoding must read, whichever takes longer.
 
-        Each decode step reads the weights once for a full batch and every sequence's keys and values:
-        t = 2·(N − head)·computed prompt tokens / FLOPs + (steps·width·N + output_tokens·mean_context·kv) / bandwidth,
-        steps = output/batch; the head is computed for a prompt's last token alone, and cached tokens are not computed.
+        t = max(2·((N − head)·computed prompt tokens + N·output tokens) / FLOPs,
+                (steps·width·N + output tokens·mean context·kv) / bandwidth), steps = output tokens / batch:
+        each step of decoding reads the weights once for a full batch, and every sequence's keys and values. The head is
+        computed for a prompt's last token alone, and cached tokens are not computed.
         """
         weights = self.num_matmul_parameters()
         computed = turn["prompt_tokens"] - turn["cached_tokens"]
-        prefill = 2 * (weights - self.vocabulary * self.hidden) * computed / limits["matmul_flops_per_s"]
+        flops = 2 * ((weights - self.vocabulary * self.hidden) * computed + weights * turn["output_tokens"])
         mean_context = (turn["prompt_tokens"] + turn["output_tokens"] / 2) / turn["rows"]
         read = turn["output_tokens"] / batch * width * weights + turn[
             "output_tokens"
         ] * mean_context * self.kv_bytes_per_token(width)
-        return float(prefill + read / limits["copy_bytes_per_s"])
+        return float(max(flops / limits["matmul_flops_per_s"], read / limits["copy_bytes_per_s"]))
 
 
 SHAPES = {

@@ -56,7 +56,8 @@ def main() -> None:
         "ways": found,
         "versions": machine.versions("ray", "torch", "transformers"),
     }
-    print(json.dumps(result, indent=2), f"\n{machine.write(options.out, 'startup', result)}")
+    name = "startup-short" if options.short else "startup"
+    print(json.dumps(result, indent=2), f"\n{machine.write(options.out, name, result)}")
 
 
 def write_input(folder: Path) -> str:

@@ -19,6 +19,7 @@ import gc
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -83,13 +84,15 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="with --gpu: tiny shapes on CPUs")
     parser.add_argument("--steps", type=int, help="optimizer steps of each contestant that count")
     options = parser.parse_args()
+    options.name = "training" + ("-gpu" if options.gpu else "") + ("-short" if options.short or options.smoke else "")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or its folder would stay
     os.environ |= {**QUIET, "DS_ACCELERATOR": "cuda" if options.gpu and not options.smoke else "cpu"}
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # DeepSpeed compiles with ninja
     with tempfile.TemporaryDirectory() as folder:
         result = (on_gpu if options.gpu else on_cpu)(options, Path(folder))
     result["versions"] = machine.versions("torch", "transformers", "deepspeed", "ray")
     print(json.dumps({**result, "turns": None}, indent=2))
-    machine.write(options.out, "training-gpu" if options.gpu else "training", result)
+    machine.write(options.out, options.name, result)
 
 
 def on_cpu(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -128,7 +131,7 @@ def on_gpu(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             found[f"{shape} {kind}"] = {"error": f"{type(error).__name__}: {error}"[:500]}
         print(json.dumps({f"{shape} {kind}": found[f"{shape} {kind}"]}), flush=True)
         result = {"card": limits, "mark": "packed MFU of measured peak ≥ 0.45 at ≥ 1B", "turns": found}
-        machine.write(options.out, "training-gpu", result)  # kept at once: the time may end any moment
+        machine.write(options.out, options.name, result)  # kept at once: the time may end any moment
     failed = [name for name, turn in found.items() if "error" in turn]
     if failed and (options.smoke or len(failed) == len(found)):
         raise SystemExit(f"no figure of {', '.join(failed)}: {found[failed[0]]['error']}")
@@ -166,13 +169,12 @@ def measure(turn: Turn, folder: Path) -> dict[str, Any]:
     job = {"config": config, "peak_flops": turn.peak_flops, "line": Line.remote(), "cost": cost_of(str(path))}  # type: ignore[attr-defined]
     contest = Contest(turn, run, job)
     found = {name: contest.over(these) for name, these in samples.items()}
-    gpu = config.accelerator == "gpu"
     return {
         "parameters": job["cost"].num_parameters,
         "settings": turn.settings,
         "attention": attention(config),
         "threads": torch.get_num_threads(),
-        "memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 1) if gpu else None,
+        "memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 1) if config.accelerator == "gpu" else None,
         "lengths": found,
     }
 

@@ -98,7 +98,7 @@ class Folder:
         File by file, since a dataset's scan keeps dozens of files in memory for each one that is asked for.
 
         Raises:
-            KunError: a part is no whole parquet file.
+            KunError: a part cannot be read.
         """
         how = {"columns": columns, "filesystem": self.filesystem, "use_threads": False, "partitioning": None}
         at_once = 1 if isinstance(self.filesystem, fs.LocalFileSystem) else REMOTE_READS
@@ -106,7 +106,7 @@ class Folder:
             yield from table.to_batches()
 
     def num_rows(self) -> int:
-        """Rows in the parts that are there so far."""
+        """Rows in the parts that are there so far. Raises KunError as `batches` does."""
         filesystem = self.filesystem
         footers = self._each_part(lambda part: pq.read_metadata(part, filesystem=filesystem), REMOTE_READS)
         return int(sum(footer.num_rows for footer in footers))
@@ -117,8 +117,9 @@ class Folder:
         def named(part: str) -> _Found:
             try:
                 return read(part)
-            except pa.ArrowInvalid as error:
-                raise KunError(f"{part} cannot be read: {error}") from error
+            except (pa.ArrowInvalid, OSError) as error:
+                advice = "restore this file, or delete its folder and run the stage again"
+                raise KunError(f"{part} cannot be read: {error}; {advice}") from error
 
         executor = ThreadPoolExecutor(at_once, thread_name_prefix="read")
         running: collections.deque[Future[_Found]] = collections.deque()

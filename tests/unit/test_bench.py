@@ -1,0 +1,92 @@
+"""The formulas of the benchmarks, on turns whose figures are known."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCH = Path(__file__).parents[2] / "bench"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a script of bench/."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    return importlib.import_module
+
+
+def turn(who: str, engines: int, pair: int, seconds: float, opening: float = 0.0) -> dict[str, Any]:
+    return {
+        "who": who,
+        "engines": engines,
+        "pair": pair,
+        "seconds": seconds,
+        "from_opening_s": seconds + opening,
+        "output_tokens": 1000,
+    }
+
+
+def test_efficiency_is_ours_over_theirs(bench: Any) -> None:
+    turns = []
+    for engines, ours in ((0, 10.0), (1, 20.0)):
+        for pair in (1, 2, 3):
+            turns += [turn("kun_ray", engines, pair, ours, ours), turn("vllm.LLM", engines, pair, 9.0 + pair)]
+    found = bench("engine").efficiency(turns)
+    assert found["efficiency_of_engines"] == [1.1, 0.55] and found["efficiency_min_max"] == [0.5, 1.2]
+    assert found["efficiency"] == 0.8 and found["efficiency_from_opening"] == 0.4
+    low, high = found["efficiency_90_percent"]
+    assert 0.5 <= low <= 0.55 and 1.1 <= high <= 1.2
+    assert bench("engine").efficiency(turns[::2]) == {}  # no rival yet
+    assert "efficiency_90_percent" not in bench("engine").efficiency(turns[:2])  # one pair says nothing of its spread
+
+
+@pytest.mark.parametrize(("prompt", "output", "bound"), [(10_000, 1, "compute"), (1, 10_000, "memory")])
+def test_the_least_time_is_what_must_be_computed_or_read(bench: Any, prompt: int, output: int, bound: str) -> None:
+    shapes = bench("shapes")
+    shape = shapes.Shape(64, 2, 4, 2, 128, 1000, 512)
+    given = {"prompt_tokens": prompt, "cached_tokens": 0, "output_tokens": output, "rows": 1}
+    weights, head = shape.num_matmul_parameters(), 1000 * 64
+    flops = 2 * ((weights - head) * prompt + weights * output)
+    read = output / 4 * 2 * weights + output * (prompt + output / 2) * shape.kv_bytes_per_token()
+    limits = {"matmul_flops_per_s": 1e9, "copy_bytes_per_s": 1e9}
+    assert shape.floor_seconds(given, 4, limits) == pytest.approx(max(flops, read) / 1e9)
+    assert (flops > read) == (bound == "compute")
+
+
+def test_replies_are_skewed_about_their_mean_and_never_too_long(bench: Any) -> None:
+    lengths = [bench("sides").reply_tokens(f"第{n}篇文章", 75, 256) for n in range(4000)]
+    assert min(lengths) == 1 and max(lengths) == 256 and 68 < sum(lengths) / len(lengths) < 76
+    assert sorted(lengths)[2000] < 60  # half of them are shorter than the mean by far
+    assert lengths[:9] == [bench("sides").reply_tokens(f"第{n}篇文章", 75, 256) for n in range(9)]
+
+
+def test_a_rows_cost_is_that_of_the_further_rows(bench: Any) -> None:
+    small = {"rows": 1000, "seconds": 10.0, "driver_cpu_s": 5.0, "cpu_s": 20.0}
+    large = {"rows": 11_000, "seconds": 11.0, "driver_cpu_s": 5.5, "cpu_s": 23.0}
+    assert bench("rows").costs(small, large) == {
+        "us_per_row": 100.0,
+        "driver_us_per_row": 50.0,
+        "cpu_us_per_row": 300.0,
+    }
+    held = bytearray(300_000_000)
+    assert bench("rows").peak_mb() > len(held) / 1e6
+
+
+def test_an_advantage_is_that_of_each_round(bench: Any) -> None:
+    turns = [
+        {"way": way, "round": number, "rows": 100, "seconds": seconds, "engine_cpu_s": 5.0, "steps": 7}
+        for number in (1, 2, 3)
+        for way, seconds in (("kun_ray", 10.0 * number), ("per_file", 13.0 * number), ("ray_data_llm", 20.0 * number))
+    ]
+    found = bench("rivals").summarise(turns)
+    assert found["advantage"] == {"per_file": 1.3, "ray_data_llm": 2.0} and found["rows_per_s"]["kun_ray"] == 5.0
+
+
+def test_a_result_is_written_whole_with_its_machine(bench: Any, tmp_path: Path) -> None:
+    path = bench("machine").write(tmp_path, "one", {"rows": 3})
+    found = json.loads(path.read_text())
+    assert found["rows"] == 3 and found["machine"]["cores"] and found["date"] and list(tmp_path.iterdir()) == [path]
