@@ -76,16 +76,14 @@ class FreePool(Pool):
         return FreeEngine()
 
 
-def peak_mb() -> float:
-    """The most memory that this process ever had (VmHWM), in MB."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024 / 1e6
-
-
 class Meter:
-    """CPU seconds of this process and of its tree, without its own; what a process did in its last two seconds may be missing."""
+    """CPU seconds of this process and of its tree, without its own, and the largest memory of this process.
+
+    It looks every two seconds: a shorter peak, or what a process did in its last two seconds, may be missing.
+    """
 
     def __init__(self) -> None:
+        self.memory_mb = 0.0
         self._own = 0.0
         self._seconds: dict[tuple[int, float], float] = {}
         self._ended = threading.Event()
@@ -103,6 +101,7 @@ class Meter:
     def _watch(self) -> None:
         root = psutil.Process()
         while True:
+            self.memory_mb = max(self.memory_mb, root.memory_info().rss / 1e6)
             for process in [root, *root.children(recursive=True)]:
                 try:
                     times = process.cpu_times()
@@ -227,7 +226,7 @@ def run(config: str) -> dict[str, Any]:
         "seconds": round(elapsed, 2),
         "driver_cpu_s": round(driver, 2),
         "cpu_s": round(cpu, 2),
-        "memory_mb": round(peak_mb()),
+        "memory_mb": round(meter.memory_mb),
         "spilled_bytes": stored.spilled_bytes_total,
     }
 
