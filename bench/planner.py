@@ -4,7 +4,7 @@
 
 The pilot labels few and short documents; the planned run labels longer ones, with twice the sequences at once. Rows/s are
 those of the seconds in which the engine had rows inside. The tokens that fit into the KV cache are compared with vLLM's own
-count, the weights with the model's tensors.
+count, the weights with the model's tensors. Replies are as long, on average, as the planner assumes: that guess is not tried.
 """
 
 from __future__ import annotations
