@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
+OF_CORPORA = {"ingest", "near_duplicates"}
 END_S = 25.0
 """A benchmark that is given up may take so long to end."""
 NEEDED = ("vllm", "ray", "deepspeed", "transformers", "omegaconf", "orjson")
@@ -88,19 +89,19 @@ def main() -> None:
     options = parser.parse_args()
     if (options.short or options.smoke) and options.out == HERE / "results":
         options.out = Path("build/bench")  # what these measure is no result
+    runs = (SMOKE if options.smoke else ON_GPU) if options.gpu else ON_CPU
+    chosen = {run.script for run in runs if not options.only or run.script in options.only}
+    if not chosen:
+        raise SystemExit(f"{', '.join(options.only)}: not among {', '.join(sorted({run.script for run in runs}))}")
+    whole = not (options.gpu or options.short)
+    if whole and chosen & OF_CORPORA and not Path("build/corpora/truth.json").exists():
+        raise SystemExit(f"no build/corpora, whose text {' and '.join(sorted(OF_CORPORA))} take: run `make corpora`")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise SystemExit(f"{sys.executable} has no {', '.join(missing)}: run `make {'gpu' if options.gpu else 'venv'}`")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    runs = (SMOKE if options.smoke else ON_GPU) if options.gpu else ON_CPU
-    if not (options.gpu or options.short or Path("build/corpora/truth.json").exists()):
-        raise SystemExit("no build/corpora, whose text two of the benchmarks take: run `make corpora`")
     deadline = time.monotonic() + options.seconds - END_S if options.gpu and not options.smoke else float("inf")
     failed = []
-    if not any(options.only is None or run.script in options.only for run in runs):
-        raise SystemExit(
-            f"none of {', '.join(options.only)} is among {', '.join(sorted({run.script for run in runs}))}"
-        )
     for run in runs:
         arguments = run.short if options.short else run.arguments
         if arguments is None or (options.only and run.script not in options.only):

@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--scoring", action="store_true", help="also compare choose with decoding")
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--threads", type=int, default=1, help="with --cpu: OpenMP threads of each engine")
-    parser.add_argument("--out", type=Path, default=PASSING)
+    parser.add_argument("--out", type=Path, default=PASSING, help="a folder; what documents cite lies in bench/results")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for name, result in measure(options, Path(folder)):  # kept at once: on a lent card the time may end any moment
@@ -186,6 +186,11 @@ def efficiency(turns: list[dict[str, Any]]) -> dict[str, Any]:
         opening.append(ratio * ours["seconds"] / ours["from_opening_s"])
     groups = list(of_engines.values())
     ratios = [ratio for group in groups for ratio in group]
+    total = {
+        who: sum(t["output_tokens"] for t in turns if t["who"] == who)
+        / sum(t["seconds"] for t in turns if t["who"] == who)
+        for who in ("kun_ray", "vllm.LLM")
+    }
     draw, again = random.Random(0), []
     for _ in range(2000):
         drawn = [draw.choices(group, k=len(group)) for group in draw.choices(groups, k=len(groups))]
@@ -195,6 +200,7 @@ def efficiency(turns: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "efficiency": round(statistics.median(ratios), 4),
         **sure,
+        "efficiency_of_totals": round(total["kun_ray"] / total["vllm.LLM"], 4),
         "efficiency_min_max": [round(min(ratios), 4), round(max(ratios), 4)],
         "efficiency_of_engines": [round(statistics.median(group), 4) for group in groups],
         "efficiency_from_opening": round(statistics.median(opening), 4),

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from machine import RESULTS, material, spread, versions, write
+from machine import PASSING, RESULTS, material, spread, versions, write
 
 from kun_ray.demo import layout, tiny
 from kun_ray.demo.layout import as_json, key, wudao_record
@@ -56,13 +56,13 @@ def main() -> None:
     parser.add_argument("--chain-mb", type=float, default=2, help="text for the filters")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--short", action="store_true")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="default: bench/results; build/bench with --short")
     options = parser.parse_args()
     if options.short:
         options.mb, options.chain_mb, options.pairs = 1, 0.05, 1
     with tempfile.TemporaryDirectory() as folder:
         result = measure(options, Path(folder))
-    path = write(options.out, "ingest-short" if options.short else "ingest", result)
+    path = write(options.out or (PASSING if options.short else RESULTS), "ingest", result)
     print(json.dumps({key: value for key, value in result.items() if key != "turns"}, indent=2, ensure_ascii=False))
     print(f"written to {path}")
 

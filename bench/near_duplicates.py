@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from machine import RESULTS, material, versions, write
+from machine import PASSING, RESULTS, material, versions, write
 
 from kun_ray.dedup import find_duplicates
 from kun_ray.schema import OK, doc_id
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--corpora", type=Path, default=Path("build/corpora"))
     parser.add_argument("--short", action="store_true")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="default: bench/results; build/bench with --short")
     parser.add_argument("--part", choices=("sign", "search"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -77,7 +77,7 @@ def main() -> None:
         "growth": growth(sizes),
         "versions": versions("rensa", "numpy", "pyarrow", "scipy"),
     }
-    path = write(options.out, "near_duplicates-short" if options.short else "near_duplicates", result)
+    path = write(options.out or (PASSING if options.short else RESULTS), "near_duplicates", result)
     print(json.dumps(result["growth"], indent=2))
     print(f"written to {path}")
 

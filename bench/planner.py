@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from machine import RESULTS, versions, write
+from machine import PASSING, RESULTS, versions, write
 from shapes import SHAPES, save_shape, texts
 from sides import BenchPool
 from transformers import AutoConfig, LlamaForCausalLM
@@ -51,13 +51,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="29m")
     parser.add_argument("--short", action="store_true")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="default: bench/results; build/bench with --short")
     options = parser.parse_args()
     shape, rows = ("tiny", 32) if options.short else (options.shape, 128)
     with tempfile.TemporaryDirectory() as name:
         result = measure(Path(name), shape, rows)
     print(json.dumps(result, indent=2))
-    write(options.out, "planner-short" if options.short else "planner", result)
+    write(options.out or (PASSING if options.short else RESULTS), "planner", result)
 
 
 def measure(folder: Path, shape: str, rows: int) -> dict[str, Any]:

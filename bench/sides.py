@@ -195,18 +195,23 @@ class Raw:
         }
 
     def score(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Rows/s of one prefill per row against decoding 8 and 256 tokens; all share the rubric as prefix, and nothing else."""
+        """Rows/s of one prefill per row against decoding; all share the rubric as prefix, and nothing else.
+
+        Eight tokens are more than a bare verdict has, 64 the most that conf/prompts.yaml allows it, 256 one with its reasons.
+        """
         from vllm import SamplingParams
 
         kun: dict[str, Any] = {"temperature": 0.5, "top_p": 0.95, "repetition_penalty": 1.2, "ignore_eos": True}
         ways = {
             "choose": SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=[100, 200], detokenize=False),
             "decode_8": SamplingParams(max_tokens=8, **kun),
+            "decode_64": SamplingParams(max_tokens=64, **kun),
             "decode_256": SamplingParams(max_tokens=256, **kun),
         }
         rates: dict[str, list[float]] = {name: [] for name in ways}
         cached: dict[str, list[float]] = {name: [] for name in ways}
-        for number, name in enumerate([*ways] * 3):
+        forth, back = [*ways], [*ways][::-1]
+        for number, name in enumerate([*forth, *back, *forth, *back]):
             instructions = [
                 row["text"][20 * number : 20 * number + 60] for row in rows
             ]  # else a turn finds all in the cache
@@ -222,8 +227,7 @@ class Raw:
             "rows": len(rows),
             "prompt_tokens_each": len(prompts[0]["prompt_token_ids"]),
             **{f"{name}_rows_per_s": round(rate, 1) for name, rate in medians.items()},
-            "choose_over_decode_8": round(medians["choose"] / medians["decode_8"], 2),
-            "choose_over_decode_256": round(medians["choose"] / medians["decode_256"], 2),
+            **{f"choose_over_{name}": round(medians["choose"] / medians[name], 2) for name in forth[1:]},
             "prefix_cache_hit_rate": {name: round(statistics.median(found), 4) for name, found in cached.items()},
         }
 

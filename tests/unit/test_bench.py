@@ -38,6 +38,7 @@ def test_efficiency_is_ours_over_theirs(bench: Any) -> None:
     found = bench("engine").efficiency(turns)
     assert found["efficiency_of_engines"] == [1.1, 0.55] and found["efficiency_min_max"] == [0.5, 1.2]
     assert found["efficiency"] == 0.8 and found["efficiency_from_opening"] == 0.4
+    assert found["efficiency_of_totals"] == pytest.approx(66 / 90, abs=1e-4)
     low, high = found["efficiency_90_percent"]
     assert 0.5 <= low <= 0.55 and 1.1 <= high <= 1.2
     assert bench("engine").efficiency(turns[::2]) == {}  # no rival yet
