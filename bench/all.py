@@ -54,6 +54,7 @@ ON_CPU = [
     Run("ingest", "--mb 20 --chain-mb 0.5", "--short", seconds=1800),
     Run("near_duplicates", "", "--short", seconds=1800),
     Run("training", "--steps 8", "--short", seconds=2400),
+    Run("padding"),
     Run("startup", "", "--short"),
     Run("planner", "", "--short"),
 ]

@@ -84,13 +84,18 @@ def plain_deepspeed(engine: Any, micros: list[Tensors], num_supervised: int, lr:
 
 def arrival(run: loop.Run, batch: Any, samples: Samples) -> list[packing.Micro]:
     """Micro-batches of the same token budget, padded, in the order of the samples."""
+    return [[part] for part in in_order(batch, samples.lengths, run.config.tokens_per_micro_batch)]
+
+
+def in_order(batch: Any, lengths: Any, max_tokens: int) -> list[list[int]]:
+    """The samples of each micro-batch, filled as they come; each counts as the longest beside it."""
     parts: list[list[int]] = [[]]
     for sample in map(int, batch):
-        longest = max(int(samples.lengths[i]) for i in [*parts[-1], sample])
-        if parts[-1] and longest * (len(parts[-1]) + 1) > run.config.tokens_per_micro_batch:
+        longest = max(int(lengths[i]) for i in [*parts[-1], sample])
+        if parts[-1] and longest * (len(parts[-1]) + 1) > max_tokens:
             parts.append([])
         parts[-1].append(sample)
-    return [[part] for part in parts]
+    return parts
 
 
 def synchronize(device: torch.device) -> None:

@@ -47,7 +47,6 @@ from kun_ray.train.config import DataConfig, TrainConfig
 from kun_ray.train.launch import QUIET, Line
 from kun_ray.train.model import attention
 
-RANKS = (1, 2, 8, 16)
 GPU_TURNS = [
     ("1.5b", "auto"),
     ("1.5b", "packed"),
@@ -190,7 +189,6 @@ class Contest:
 
     def over(self, samples: data.Samples) -> dict[str, Any]:
         """Seconds of each contestant's steps on these samples, and what follows from them."""
-        config = self._run.config
         times: dict[str, list[float]] = {name: [] for name in self._turn.names}
         useful: list[int] = []
         batches = self._batches(samples)
@@ -228,9 +226,6 @@ class Contest:
                 if name in counted
             },
             "mfu": self._mfu(counted, samples),
-            "useful_share_of_computed_tokens": {
-                f"{ranks} ranks": round(packing_efficiency(samples, config, ranks), 4) for ranks in RANKS
-            },
             "first_losses": losses,
         }
 
@@ -275,20 +270,6 @@ class Contest:
 
 
 PLAIN = ("torch", "deepspeed")
-
-
-def packing_efficiency(samples: data.Samples, config: TrainConfig, ranks: int) -> float:
-    """Useful tokens ÷ tokens that all ranks could have computed meanwhile, packed, over one epoch's whole steps.
-
-    Steps grow with the ranks from eight on, as in the shipped profiles: 64 samples on 8 and on 16.
-    """
-    size = max(config.batch_size, 64) if ranks >= 8 else config.batch_size
-    order = packing.epoch_order(samples.data, [1.0], 0, config.seed)
-    steps = [s for s in packing.steps_of(order, size) if len(s) == size]
-    lengths = samples.lengths
-    micros = [m for s in steps for m in packing.micro_batches(s, lengths, ranks, config.tokens_per_micro_batch, True)]
-    computed = sum(ranks * max(int(lengths[part].sum()) for part in micro) for micro in micros)
-    return float(sum(lengths[s].sum() for s in steps) / computed)
 
 
 def write_pairs(path: Path, pairs: list[dict[str, str]]) -> str:

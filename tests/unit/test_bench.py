@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 BENCH = Path(__file__).parents[2] / "bench"
@@ -73,6 +75,17 @@ def test_a_rows_cost_is_that_of_the_further_rows(bench: Any) -> None:
         "driver_us_per_row": 50.0,
         "cpu_us_per_row": 300.0,
     }
+
+
+@pytest.mark.parametrize(("way", "ranks", "expected"), [("packed", 1, 1.0), ("padded", 1, 0.75), ("packed", 2, 1.0)])
+def test_the_useful_share_of_what_is_computed(bench: Any, way: str, ranks: int, expected: float) -> None:
+    lengths = np.array([100, 50] * 16)
+    samples = types.SimpleNamespace(data=np.zeros(32, dtype=np.int16), lengths=lengths)
+    padding = bench("padding")
+    wide = padding.share(samples, way, ranks)
+    assert wide == expected if way == "packed" else expected < wide <= 1.0  # like lengths are padded together
+    assert padding.share(samples, "arrival") < 0.9
+    assert padding.share(samples, way, ranks, size=64) is None
 
 
 def test_an_advantage_is_that_of_each_round(bench: Any) -> None:

@@ -1,0 +1,81 @@
+"""How many tokens each way of batching computes for the same samples: arithmetic on their lengths, without any training.
+
+    python bench/padding.py [--out DIR]
+
+The lengths are those of the demo's seed pairs and of alpaca_zh's deciles, as in bench/training.py. Shares are useful ÷
+computed tokens over the whole steps of one epoch; with several ranks, computed are the tokens that all could have
+computed in the time of the busiest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from machine import RESULTS, write
+from plain_loop import in_order
+from shapes import drawn, save_shape
+
+from kun_ray.demo import tiny
+from kun_ray.prompts import load_tokenizer
+from kun_ray.steps import StepsConfig
+from kun_ray.store import Folder
+from kun_ray.train import data, packing
+
+MAX_TOKENS = 2048
+"""Of one micro-batch, and of one sample."""
+STEPS = [(1, 32), (2, 32), (8, 64), (16, 64), (16, 128), (16, 256)]
+"""Ranks, and samples a step; steps grow with the ranks, as in the shipped profiles."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    sources = {"seeds": tiny.seeds(), "alpaca_zh": drawn(600)}
+    with tempfile.TemporaryDirectory() as folder:
+        found = {name: measure(Path(folder), name, pairs) for name, pairs in sources.items()}
+    result = {"max_tokens": MAX_TOKENS, "useful_share_of_computed_tokens": found}
+    print(json.dumps(result, indent=2), f"\n{write(options.out, 'padding', result)}")
+
+
+def measure(folder: Path, name: str, pairs: list[dict[str, str]]) -> dict[str, Any]:
+    """The shares of each way of batching for one set of pairs."""
+    save_shape("tiny", folder / "model")
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
+    of = [data.DataConfig(path=str(folder / f"{name}.jsonl"))]
+    data.tokenize(of, StepsConfig(), load_tokenizer(str(folder / "model")), MAX_TOKENS, Folder(str(folder)), name)
+    samples = data.read_samples(Folder(str(folder)), name)
+    return {
+        "samples": len(samples),
+        "packed": {f"{ranks} ranks, {size} a step": share(samples, "packed", ranks, size) for ranks, size in STEPS},
+        "padded": share(samples, "padded"),
+        "padded, in the order of arrival": share(samples, "arrival"),
+    }
+
+
+def share(samples: data.Samples, way: str, ranks: int = 1, size: int = 32) -> float | None:
+    """Useful ÷ computed tokens; None where the samples do not fill a step."""
+    order = packing.epoch_order(samples.data, [1.0], 0, 0)
+    useful, computed = 0, 0.0
+    for step in packing.steps_of(order, size):
+        if len(step) == size:
+            for micro in batched(way, step, samples.lengths, ranks):
+                tokens = sum(int(samples.lengths[part].sum()) for part in micro)
+                useful += tokens
+                computed += tokens / packing.efficiency(micro, samples.lengths, way == "packed")
+    return round(useful / computed, 4) if computed else None
+
+
+def batched(way: str, step: Any, lengths: Any, ranks: int) -> list[packing.Micro]:
+    """One step's micro-batches."""
+    if way == "arrival":
+        return [[part] for part in in_order(step, lengths, MAX_TOKENS)]
+    return packing.micro_batches(step, lengths, ranks, MAX_TOKENS, way == "packed")
+
+
+if __name__ == "__main__":
+    main()
