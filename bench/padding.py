@@ -24,6 +24,7 @@ from kun_ray.prompts import load_tokenizer
 from kun_ray.steps import StepsConfig
 from kun_ray.store import Folder
 from kun_ray.train import data, packing
+from kun_ray.train.config import DataConfig
 
 MAX_TOKENS = 2048
 """Of one micro-batch, and of one sample."""
@@ -46,7 +47,7 @@ def measure(folder: Path, name: str, pairs: list[dict[str, str]]) -> dict[str, A
     """The shares of each way of batching for one set of pairs."""
     save_shape("tiny", folder / "model")
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
-    of = [data.DataConfig(path=str(folder / f"{name}.jsonl"))]
+    of = [DataConfig(path=str(folder / f"{name}.jsonl"))]
     data.tokenize(of, StepsConfig(), load_tokenizer(str(folder / "model")), MAX_TOKENS, Folder(str(folder)), name)
     samples = data.read_samples(Folder(str(folder)), name)
     return {
