@@ -23,6 +23,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 OF_CORPORA = {"ingest", "near_duplicates"}
+"""Those that take the text of `make corpora`."""
 END_S = 25.0
 """A benchmark that is given up may take so long to end."""
 NEEDED = ("vllm", "ray", "deepspeed", "transformers", "omegaconf", "orjson")

@@ -84,7 +84,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, di
         turns.append({"who": who, "engines": engines, "pair": index, **found, "engine_cpu_s": spent})
         print(json.dumps(turns[-1]), flush=True)
 
-    for engines in range(options.fresh):  # an engine may be lucky in where its memory lies, and stays so
+    for engines in range(options.fresh):  # two engines of a kind are not equally fast
         own = folder / f"engines-{engines}"
         own.mkdir()
         give_engines_their_cores(len(CORES))  # all of them, to load
