@@ -13,7 +13,7 @@ import statistics
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,16 +130,16 @@ class Gated(Datasource):
         return sum(table.nbytes for table in self._tables)
 
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-        def task(table: pa.Table, gate: Path) -> ReadTask:
+        def task(table: pa.Table, before: Path | None, gate: Path) -> ReadTask:
             def read() -> Iterator[pa.Table]:
-                while not gate.exists():
-                    time.sleep(0.01)
+                while not gate.exists():  # a dozen that look often would take a third of the core from all the rest
+                    time.sleep(0.01 if before is None or before.exists() else 0.5)
                 yield table
 
             metadata = BlockMetadata(num_rows=len(table), size_bytes=table.nbytes, input_files=None, exec_stats=None)
             return ReadTask(read, metadata, schema=DOCUMENT)
 
-        return [task(table, gate) for table, gate in zip(self._tables, self._gates, strict=True)]
+        return [task(*turn) for turn in zip(self._tables, [None, *self._gates], self._gates, strict=False)]
 
 
 def read_gated(rows: list[list[dict[str, Any]]], gates: list[Path]) -> ray.data.Dataset:
@@ -148,26 +148,38 @@ def read_gated(rows: list[list[dict[str, Any]]], gates: list[Path]) -> ray.data.
     return ray.data.read_datasource(Gated(rows, gates), override_num_blocks=len(rows), ray_remote_args=few)
 
 
+def llm_arguments(pool: PoolConfig) -> dict[str, Any]:
+    """What `vllm.LLM` and `ray.data.llm` take of a pool's engine arguments."""
+    return {k: v for k, v in engine_arguments(pool, pool.model).items() if k != "enable_log_requests"}
+
+
+def new_llm(pool: PoolConfig) -> tuple[Any, Callable[[], int]]:
+    """A `vllm.LLM` with a pool's engine arguments, and how many steps it has taken so far."""
+    from vllm import LLM
+
+    llm = LLM(**llm_arguments(pool))
+    num_steps, step = 0, llm.llm_engine.step
+
+    def counted() -> Any:
+        nonlocal num_steps
+        num_steps += 1
+        return step()
+
+    setattr(llm.llm_engine, "step", counted)  # noqa: B010 - its type is a method's
+    return llm, lambda: num_steps
+
+
 class Raw:
     """`vllm.LLM`, given all prompts of a turn at once, already tokenised."""
 
     def __init__(self, pool: PoolConfig, config: GenerateConfig) -> None:
-        from vllm import LLM
-
         assert config.steps.label is not None
         self._label = config.steps.label
-        self._llm = LLM(**{k: v for k, v in engine_arguments(pool, pool.model).items() if k != "enable_log_requests"})
+        self._llm, self._num_steps = new_llm(pool)
         self._tokenizer = load_tokenizer(pool.model)
         self._prompt = build_prompt(self._tokenizer, self._label.prompt)
         assert config.steps.score is not None
         self._rubric = build_prompt(self._tokenizer, config.steps.score.prompt)
-        self._num_steps, step = 0, self._llm.llm_engine.step
-
-        def counted() -> Any:
-            self._num_steps += 1
-            return step()
-
-        setattr(self._llm.llm_engine, "step", counted)  # noqa: B010 - its type is a method's
 
     def turn(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         from vllm import SamplingParams
@@ -182,7 +194,7 @@ class Raw:
             )
             for length in lengths
         ]
-        started, steps = time.perf_counter(), self._num_steps
+        started, steps = time.perf_counter(), self._num_steps()
         outputs = self._llm.generate(prompts, params, use_tqdm=False)  # type: ignore[arg-type]
         seconds = time.perf_counter() - started
         return {
@@ -191,7 +203,7 @@ class Raw:
             "prompt_tokens": sum(len(prompt["prompt_token_ids"]) for prompt in prompts),
             "output_tokens": sum(len(output.outputs[0].token_ids) for output in outputs),
             "cached_tokens": sum(output.num_cached_tokens or 0 for output in outputs),
-            "steps": self._num_steps - steps,
+            "steps": self._num_steps() - steps,
         }
 
     def score(self, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -16,13 +16,13 @@ from typing import Any
 import ray
 import ray.data
 from ray.data.block import BlockAccessor
-from sides import BenchPool, read_gated, reply_tokens
+from sides import BenchPool, llm_arguments, new_llm, read_gated, reply_tokens
 
 import kun_ray.generate as stage
 from kun_ray import execution
 from kun_ray.board import new_board
 from kun_ray.config import RayConfig
-from kun_ray.engine import engine_arguments, environment
+from kun_ray.engine import environment
 from kun_ray.generate import GenerateConfig, build_dataset
 from kun_ray.prompts import load_tokenizer
 
@@ -107,7 +107,7 @@ def ray_data_llm(config: GenerateConfig, documents: ray.data.Dataset) -> ray.dat
     processor = build_processor(
         vLLMEngineProcessorConfig(
             model_source=pool.model,
-            engine_kwargs={k: v for k, v in arguments(config).items() if k != "model"},
+            engine_kwargs={k: v for k, v in llm_arguments(pool).items() if k != "model"},
             runtime_env={"env_vars": environment(pool, 1)},
             placement_group_config={"bundles": [bundle]},
             concurrency=1,
@@ -123,25 +123,18 @@ class PerFile:
     """A synchronous engine, given the rows of one file at a time."""
 
     def __init__(self, config: GenerateConfig, rows: Rows) -> None:
-        from vllm import LLM, SamplingParams
+        from vllm import SamplingParams
 
         self._rows = rows
-        self._llm = LLM(**arguments(config))
+        self._llm, self._num_steps = new_llm(config.pools["label"])
         self._new_params, self._sampling = SamplingParams, sampling(config)
         self._tokenizer = load_tokenizer(config.pools["label"].model)
         self._messages = messages(config)
-        self._num_steps, step = 0, self._llm.llm_engine.step
-
-        def counted() -> Any:
-            self._num_steps += 1
-            return step()
-
-        setattr(self._llm.llm_engine, "step", counted)  # noqa: B010 - its type is a method's
 
     def turn(self, index: int) -> dict[str, Any]:
         """Seconds, rows, tokens and steps of one turn."""
         rows = self._rows[index]
-        started, tokens, steps = time.perf_counter(), 0, self._num_steps
+        started, tokens, steps = time.perf_counter(), 0, self._num_steps()
         for file in batched(rows):
             prompts = [
                 self._tokenizer.apply_chat_template(
@@ -153,16 +146,11 @@ class PerFile:
             outputs = self._llm.generate(prompts, params, use_tqdm=False)  # type: ignore[arg-type]
             tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
         seconds = round(time.perf_counter() - started, 4)
-        return {"seconds": seconds, "rows": len(rows), "output_tokens": tokens, "steps": self._num_steps - steps}
+        return {"seconds": seconds, "rows": len(rows), "output_tokens": tokens, "steps": self._num_steps() - steps}
 
 
 def batched(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return [rows[start : start + FILE_ROWS] for start in range(0, len(rows), FILE_ROWS)]
-
-
-def arguments(config: GenerateConfig) -> dict[str, Any]:
-    pool = config.pools["label"]
-    return {key: value for key, value in engine_arguments(pool, pool.model).items() if key != "enable_log_requests"}
 
 
 def messages(config: GenerateConfig) -> Callable[[str], list[dict[str, str]]]:
