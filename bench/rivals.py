@@ -6,7 +6,8 @@
 per_file: one synchronous `vllm.LLM.generate` for each file of 128 rows, as Kun's published script does.
 ray_data_llm: `ray.data.llm.build_processor` with its defaults.
 All three get the same texts, prompts, sampling and engine arguments. Each is a process of its own, with its own Ray, and has
-loaded its engine before the clock runs; only the one whose turn it is has work. A turn lasts from opening its input to its
+loaded its engine before the clock runs; all processes of the two whose turn it is not are stopped (SIGSTOP), for a Ray that has
+nothing to do still takes a third of a core. A turn lasts from opening its input to its
 last row; the order of the three changes from round to round; the first turn loads and a first round warms up. Weights are random, and the length of
 a reply is drawn from its text, exponentially, so that it is the same for all three. On CPUs the engines have --threads cores
 to themselves, as they would a card.
@@ -29,6 +30,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 from engine import WORKLOADS, bench_config, documents
 from machine import RESULTS, versions, write
 from shapes import SHAPES, save_shape
@@ -40,6 +42,8 @@ from kun_ray.generate import GenerateConfig
 
 LOADED_S, HANG_S = 600.0, 300.0
 """A way that has not done its first turn, or a later one, in this time ends the race."""
+AWAKE_S = 2.0
+"""What lay still begins with all its timers."""
 MARKS = {"per_file": 1.3, "ray_data_llm": 1.1}
 """How many times faster kun_ray must be."""
 
@@ -96,11 +100,13 @@ class Contestant:
         self._process = subprocess.Popen(command, env={**os.environ, **variables})
 
     def turn(self, index: int) -> dict[str, Any]:
-        """Seconds and rows of one turn; the first one loads the engine.
+        """Seconds and rows of one turn; the first one loads the engine. Its processes are stopped afterwards.
 
         Raises:
             RuntimeError: it ended, or its turn does not.
         """
+        self._signal(signal.SIGCONT)
+        time.sleep(AWAKE_S)
         answer, limit = self._folder / f"result-{index}", HANG_S if index else LOADED_S
         (self._folder / f"go-{index}").touch()
         started = time.monotonic()
@@ -110,10 +116,20 @@ class Contestant:
             if time.monotonic() > started + limit:
                 raise RuntimeError(f"turn {index} of {self._name} has not ended in {limit:g} s")
             time.sleep(0.02)
+        self._signal(signal.SIGSTOP)
         return dict(json.loads(answer.read_text()))
+
+    def _signal(self, signum: int) -> None:
+        """To all its processes: its Ray's, which must not miss each other, and its engine's."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self._process.pid)
+            for one in (process, *process.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.send_signal(signum)
 
     def end(self) -> None:
         """It has no turns left, or has to stop."""
+        self._signal(signal.SIGCONT)
         (self._folder / "end").touch()
         for stop in (self._process.terminate, self._process.kill):  # the first lets it end its own Ray
             try:
