@@ -118,7 +118,7 @@ class Folder:
             try:
                 return read(part)
             except (pa.ArrowInvalid, OSError) as error:
-                advice = "restore this file, or delete its folder and run the stage again"
+                advice = "if its storage was away, run the command again; else restore it, or run its stage anew"
                 raise KunError(f"{part} cannot be read: {error}; {advice}") from error
 
         executor = ThreadPoolExecutor(at_once, thread_name_prefix="read")
