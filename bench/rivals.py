@@ -192,6 +192,7 @@ def summarise(turns: list[dict[str, Any]]) -> dict[str, Any]:
     }
     steps = {n: [t["steps"] for t in turns if t["way"] == n] for n in ("kun_ray", "per_file") if n in rates}
     return {
+        "rounds": len({turn["round"] for turn in turns}),
         "steps_of_a_turn": {name: statistics.median(counts) for name, counts in steps.items()},
         "engine_busy": {name: round(statistics.median(shares), 3) for name, shares in busy.items()},
         "rows_per_s": {name: round(statistics.median(rate), 2) for name, rate in rates.items()},
