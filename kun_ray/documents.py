@@ -203,6 +203,8 @@ class _Rows:
 
     def __init__(self, source: str) -> None:
         self.source = source
+        self._file: str | None = None
+        self._place = b""  # what the meta of that file's rows ends with, before the offset
         self._clear()
 
     def _clear(self) -> None:
@@ -230,7 +232,10 @@ class _Rows:
                     reason, error = "missing_field", f"`{content.text_field}` is {found}"
         if reason is not None:
             text, meta = None, {**meta, "error": error}
-        meta_json = _meta_json({**meta, "file": file, "offset": offset})
+        if file != self._file:
+            self._file, self._place = file, _meta_json({"file": file})[1:-1] + b',"offset":'
+        place = b"%b%d}" % (self._place, offset)
+        meta_json = b"%b,%b" % (_meta_json(meta)[:-1], place) if meta else b"{" + place
         self.text.append(text)
         self.title.append(title)
         self.meta.append(meta_json)
@@ -243,11 +248,14 @@ class _Rows:
         """The rows so far as a table; the next block begins."""
         num_rows = len(self.doc_id)
         columns: dict[str, Any] = {
-            "doc_id": self.doc_id, "source": [self.source] * num_rows, "text": _strings(self.text), "title": self.title,
-            "meta": _strings(self.meta), "reason": self.reason,
+            "doc_id": self.doc_id, "source": pa.repeat(self.source, num_rows), "text": _strings(self.text),
+            "title": self.title, "meta": _strings(self.meta), "reason": self.reason,
             "status": [schema.OK if reason is None else schema.FAILED for reason in self.reason],
         }  # fmt: skip
-        filled = {name: columns.get(name, [None] * num_rows) for name in schema.DOCUMENT.names}
+        filled = {
+            field.name: columns[field.name] if field.name in columns else pa.nulls(num_rows, field.type)
+            for field in schema.DOCUMENT
+        }
         table = pa.Table.from_pydict(filled, schema=schema.DOCUMENT)
         self._clear()
         return table
@@ -276,8 +284,7 @@ def _meta_json(meta: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(meta, default=_repr)
     except TypeError:
-        plain = {key: value if key in ("file", "offset") else _repr(value) for key, value in meta.items()}
-        return json.dumps(plain, ensure_ascii=False).encode()
+        return json.dumps({key: _repr(value) for key, value in meta.items()}, ensure_ascii=False).encode()
 
 
 def _repr(value: object) -> str:

@@ -22,6 +22,8 @@ _START = re.compile(rb'\{\s{0,64}+("[^"\\]{0,128}+")\s{0,64}+:')
 _BOUNDARY = re.compile(rb'\}\s{0,64}+,?\s{0,64}+\{\s{0,64}+"[^"\\]{0,128}+"\s{0,64}+:')
 """The end of one object and the start of the next. Inside a valid JSON string a quote is escaped, so this cannot match
 there: it finds the next record without knowing where strings begin, however broken the one before it is."""
+_BETWEEN = re.compile(rb'\}[ \t\r\n]{0,64}+,?[ \t\r\n]{0,64}+(?=\{\s{0,64}+"[^"\\]{0,128}+"\s{0,64}+:)')
+"""From the end of one object to the start of the next, with nothing else in between."""
 _BOUNDARY_BYTES = 512
 _HEADER = re.compile(rb'\s*+(?:\{\s*+"RECORDS"\s*+:\s*+)?\[')
 _ARRAY = re.compile(rb'\s*+(?:\{\s*+"RECORDS"\s*+:\s*+\[|\[\s*+(?:[{\]]|\Z)|\{[ \t\r]*+\n)')
@@ -151,6 +153,15 @@ def split_objects(stream: ByteStream, offset: int = 0) -> Iterator[Record]:
             yield _cut(window, stray) if cut else Record(stray, None, "bad_json", "not a JSON object")
         if start is None:
             break
+        for boundary in _BETWEEN.finditer(window.data, start + 1):  # most objects are whole, and follow one another
+            try:
+                value = orjson.loads(window.data[start : boundary.start() + 1])
+            except orjson.JSONDecodeError:
+                break
+            if boundary.start() - start >= MAX_RECORD_BYTES:
+                break
+            yield Record(window.base + start, value)
+            start = boundary.end()
         record, position = _take(window, start)
         cut = record.value is None and window.at_end and position == len(window.data)
         yield _cut(window, record.offset) if cut and window.error is not None else record

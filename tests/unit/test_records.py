@@ -3,11 +3,14 @@
 import io
 import json
 import random
+import re
 import tracemalloc
 from collections.abc import Iterator
 from itertools import chain
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kun_ray import records
 from kun_ray.archives import ByteStream
@@ -17,6 +20,12 @@ ROWS = [
     {"id": i, "title": f"标题{i}", "content": f'正文 "引" {{花}}}},{{ \\frac{{}}{{}} \n {i}', "k": None}
     for i in range(8)
 ]
+
+PIECES = [
+    b'{"id": 1}', b'{"id": 2, "of": [{"id": 3}, {"id": 4}]}', b'{ "text": "a } , { \\"b\\": 1 }"}', b'{"id": {"id": 5}}', b",", b", ",
+    b"\n", b"\f", b" ", b"]", b"}", b"{", b'"', b'{"id": ', b'{"cut": "', b"7", b'{"' + b"k" * 130 + b'": 1}', b" " * 70, b'{"\xff": 1}',
+]  # fmt: skip
+"""What arrays are made of, whole and broken."""
 
 
 class Dribble(io.BytesIO):
@@ -150,6 +159,16 @@ def test_records_are_whole_over_the_edges_of_chunks(monkeypatch):
     monkeypatch.setattr(records, "CHUNK_BYTES", 600)
     for data in (array(rows), lines):
         assert [record.value for record in split(ByteStream(Dribble(data)))] == rows
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join), st.booleans())
+def test_whole_objects_in_a_row_are_read_as_one_by_one(data, bracketed):
+    data = b"[" + data + b"]" if bracketed else data
+    at_once = read(data, as_objects=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "_BETWEEN", re.compile(rb"(?!)"))
+        assert at_once == read(data, as_objects=True)
 
 
 def test_damage_over_the_edges_of_chunks_is_found_as_without_them(monkeypatch):
