@@ -21,6 +21,9 @@ import sys
 import time
 from pathlib import Path
 
+import table
+from machine import PASSING, RESULTS
+
 HERE = Path(__file__).parent
 OF_CORPORA = {"ingest", "near_duplicates"}
 """Those that take the text of `make corpora`."""
@@ -55,6 +58,7 @@ ON_CPU = [
     Run("ingest", "--mb 20 --chain-mb 0.5", "--short", seconds=1800),
     Run("near_duplicates", "", "--short", seconds=1800),
     Run("training", "--steps 8", "--short", seconds=2400),
+    Run("training_profile", "", "--short --steps 1"),
     Run("padding"),
     Run("startup", "", "--short"),
     Run("planner", "", "--short"),
@@ -86,11 +90,11 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=sorted({run.script for run in ON_CPU}))
-    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--seconds", type=float, default=530.0, help="with --gpu: time for all together")
     options = parser.parse_args()
-    if (options.short or options.smoke) and options.out == HERE / "results":
-        options.out = Path("build/bench")  # what these measure is no result
+    if (options.short or options.smoke) and options.out == RESULTS:
+        options.out = PASSING  # what these measure is no result
     runs = (SMOKE if options.smoke else ON_GPU) if options.gpu else ON_CPU
     chosen = {run.script for run in runs if not options.only or run.script in options.only}
     if not chosen:
@@ -119,6 +123,8 @@ def main() -> None:
         print(f"== {' '.join(words)}", flush=True)
         if not ran(words, options.out, limit):
             failed.append(run.script)
+    if whole and options.out == RESULTS:
+        table.main()
     if failed:
         raise SystemExit(f"did not end well: {', '.join(failed)}")
 

@@ -46,6 +46,8 @@ ONE_THREAD = {
     "RAYON_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+READINGS = 5
+"""So often each file is read in a turn; the fastest counts, for this takes half a second, in which a machine may be slow."""
 CHAINS = {"words": "datatrove's words (jieba)", "characters": "characters as words"}
 
 
@@ -71,7 +73,11 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Prepares text and environments, takes turns, and sums up."""
     python = rival(install=not options.short)
     source, texts = material(options.corpora)
-    turn: dict[str, Any] = {"core": max(os.sched_getaffinity(0)), "tokenizer": tokenizer_folder(python, folder)}
+    turn: dict[str, Any] = {
+        "readings": READINGS,
+        "core": max(os.sched_getaffinity(0)),
+        "tokenizer": tokenizer_folder(python, folder),
+    }
     read = repeated(texts, options.mb)
     mb = num_bytes(read) / 1e6
     turn["layouts"], turn["readers"] = write_layouts(folder, read)

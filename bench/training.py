@@ -47,6 +47,8 @@ from kun_ray.train.config import DataConfig, TrainConfig
 from kun_ray.train.launch import QUIET, Line
 from kun_ray.train.model import attention
 
+ON_CPU = ["accelerator=cpu", "dtype=float32", "max_tokens=2048", "tokens_per_micro_batch=2048", "batch_size=32"]
+ON_CPU += ["gradient_checkpointing=false", "lr=1e-4"]
 GPU_TURNS = [
     ("1.5b", "auto"),
     ("1.5b", "packed"),
@@ -99,11 +101,9 @@ def on_cpu(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     files = {"seeds": write_pairs(folder / "seeds.jsonl", tiny.seeds())}
     if not options.short:
         files["alpaca_zh"] = str(options.data) if options.data else write_pairs(folder / "alpaca.jsonl", drawn(600))
-    settings = ["accelerator=cpu", "dtype=float32", "max_tokens=2048", "tokens_per_micro_batch=2048", "batch_size=32"]
-    settings += ["gradient_checkpointing=false", "lr=1e-4"]
     shape, steps = ("tiny", options.steps or 2) if options.short else ("29m", options.steps or 9)
     names = ["packed", "padded", "arrival", "torch", "deepspeed"]
-    found = in_process(measure, Turn(shape, names, steps, files, settings), folder)
+    found = in_process(measure, Turn(shape, names, steps, files, ON_CPU), folder)
     return {"shape": shape, "sources": {name: Path(file).name for name, file in files.items()}, **found}
 
 

@@ -16,7 +16,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", ["engine", "verdicts", "replicas", "ingest", "near_duplicates", "padding", "startup"])
+@pytest.mark.parametrize(
+    "name", ["engine", "verdicts", "replicas", "ingest", "near_duplicates", "training_profile", "padding", "startup"]
+)
 def test_the_benchmark_runs(name: str, tmp_path: Path) -> None:
     command = [sys.executable, "bench/all.py", "--short", "--only", name, "--out", str(tmp_path)]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -102,3 +102,27 @@ def test_a_result_is_written_whole_with_its_machine(bench: Any, tmp_path: Path) 
     path = bench("machine").write(tmp_path, "one", {"rows": 3})
     found = json.loads(path.read_text())
     assert found["rows"] == 3 and found["machine"]["cores"] and found["date"] and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_table_of_the_page_is_that_of_the_results(bench: Any) -> None:
+    """Whoever measures anew runs bench/table.py."""
+    table = bench("table")
+    assert table.BEGIN + table.table() + table.END in table.PAGE.read_text()
+
+
+@pytest.mark.parametrize(
+    ("mark", "values", "shown"),
+    [
+        ("≥ 2", {"a": 2.0, "b": 1.5}, "| ≥ 2 | 2, 1.5 | 1 of 2 |"),
+        ("≥ 2 s", {"a": 2.0, "b": None}, "| ≥ 2 s | 2 | yes |"),
+        ("≤ 0.2", {"a": -0.3, "b": 0.25}, "| ≤ 0.2 | -0.3, 0.25 | **no** |"),
+        ("", {"a": "tokens", "b": "tokens"}, "|  | tokens |  |"),
+    ],
+)
+def test_a_figure_says_whether_it_reached_its_mark(bench: Any, mark: str, values: dict[str, Any], shown: str) -> None:
+    table = bench("table")
+    figure = table.Figure("speed", mark, "file", "of/*/median")
+    result = {"date": "2026-11-29", "of": {name: {"median": value} for name, value in values.items()}}
+    assert table.row(figure, result) == f"| speed {shown} file: of/…/median | 2026-11-29 |"
+    with pytest.raises(KeyError):
+        table.row(figure, {"date": "2026-11-29"})
