@@ -98,6 +98,7 @@ class Contestant:
         # its engine lives in this process's own child, which reads these before Python starts
         variables = environment(configuration(options, folder).pools["label"], 1) if name == "per_file" else {}
         self._process = subprocess.Popen(command, env={**os.environ, **variables})
+        self._stopped: list[psutil.Process] = []
 
     def turn(self, index: int) -> dict[str, Any]:
         """Seconds and rows of one turn; the first one loads the engine. Its processes are stopped afterwards.
@@ -105,7 +106,7 @@ class Contestant:
         Raises:
             RuntimeError: it ended, or its turn does not.
         """
-        self._signal(signal.SIGCONT)
+        self._wake()
         time.sleep(AWAKE_S)
         answer, limit = self._folder / f"result-{index}", HANG_S if index else LOADED_S
         (self._folder / f"go-{index}").touch()
@@ -116,20 +117,27 @@ class Contestant:
             if time.monotonic() > started + limit:
                 raise RuntimeError(f"turn {index} of {self._name} has not ended in {limit:g} s")
             time.sleep(0.02)
-        self._signal(signal.SIGSTOP)
+        self._lie_still()
         return dict(json.loads(answer.read_text()))
 
-    def _signal(self, signum: int) -> None:
-        """To all its processes: its Ray's, which must not miss each other, and its engine's."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(self._process.pid)
-            for one in (process, *process.children(recursive=True)):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    one.send_signal(signum)
+    def _lie_still(self) -> None:
+        """Stops all its processes: its Ray's, which must not miss each other, and its engine's."""
+        process = psutil.Process(self._process.pid)
+        self._stopped = [process, *process.children(recursive=True)]
+        self._send(signal.SIGSTOP)
+
+    def _wake(self) -> None:
+        self._send(signal.SIGCONT)
+        self._stopped = []
+
+    def _send(self, signum: int) -> None:
+        for process in self._stopped:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signum)
 
     def end(self) -> None:
         """It has no turns left, or has to stop."""
-        self._signal(signal.SIGCONT)
+        self._wake()
         (self._folder / "end").touch()
         for stop in (self._process.terminate, self._process.kill):  # the first lets it end its own Ray
             try:
@@ -192,7 +200,7 @@ def summarise(turns: list[dict[str, Any]]) -> dict[str, Any]:
     }
     steps = {n: [t["steps"] for t in turns if t["way"] == n] for n in ("kun_ray", "per_file") if n in rates}
     return {
-        "rounds": len({turn["round"] for turn in turns}),
+        "rounds_done": len({turn["round"] for turn in turns}),
         "steps_of_a_turn": {name: statistics.median(counts) for name, counts in steps.items()},
         "engine_busy": {name: round(statistics.median(shares), 3) for name, shares in busy.items()},
         "rows_per_s": {name: round(statistics.median(rate), 2) for name, rate in rates.items()},

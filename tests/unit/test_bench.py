@@ -115,7 +115,8 @@ def test_the_table_of_the_page_is_that_of_the_results(bench: Any) -> None:
     [
         ("≥ 2", {"a": 2.0, "b": 1.5}, "| ≥ 2 | 2, 1.5 | 1 of 2 |"),
         ("≥ 2 s", {"a": 2.0, "b": None}, "| ≥ 2 s | 2 | yes |"),
-        ("≤ 0.2", {"a": -0.3, "b": 0.25}, "| ≤ 0.2 | -0.3, 0.25 | **no** |"),
+        ("± 0.2", {"a": -0.3, "b": 0.25}, "| ± 0.2 | -0.3, 0.25 | **no** |"),
+        ("≤ 0.2", {"a": -0.3}, "| ≤ 0.2 | -0.3 | yes |"),
         ("", {"a": "tokens", "b": "tokens"}, "|  | tokens |  |"),
     ],
 )
@@ -124,5 +125,18 @@ def test_a_figure_says_whether_it_reached_its_mark(bench: Any, mark: str, values
     figure = table.Figure("speed", mark, "file", "of/*/median")
     result = {"date": "2026-11-29", "of": {name: {"median": value} for name, value in values.items()}}
     assert table.row(figure, result) == f"| speed {shown} file: of/…/median | 2026-11-29 |"
-    with pytest.raises(KeyError):
-        table.row(figure, {"date": "2026-11-29"})
+    for nothing in ({}, {"of": {}}, {"of": {"a": {"median": None}}}):
+        with pytest.raises(KeyError):
+            table.row(figure, {"date": "2026-11-29", **nothing})
+
+
+def test_the_marks_of_the_table_are_those_that_the_scripts_give(bench: Any) -> None:
+    table, marks = bench("table"), bench("rivals").MARKS
+    bounds = {(one.file, one.key): float(one.mark.split()[1]) for one in table.FIGURES if one.mark}
+    for file in ("rivals-tiny-label-like", "rivals-tiny-polish-like"):
+        assert {way: bounds[file, f"advantage/{way}"] for way in marks} == marks
+    for file, key in (("verdicts", "agreement"), ("planner", "off_by"), ("replicas", "least_of_linear")):
+        assert json.loads((table.RESULTS / f"{file}.json").read_text())["mark"] == bounds[file, key]
+    given = json.loads((table.RESULTS / "rows.json").read_text())["mark"]
+    of_rows = {key.rpartition("/")[2]: bound for (file, key), bound in bounds.items() if file == "rows"}
+    assert of_rows == given
