@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kun_ray import records
@@ -162,6 +162,7 @@ def test_records_are_whole_over_the_edges_of_chunks(monkeypatch):
 
 
 @settings(max_examples=300, deadline=None)
+@example(b'{"id": 1}\f,{"id": 2}', True)
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join), st.booleans())
 def test_whole_objects_in_a_row_are_read_as_one_by_one(data, bracketed):
     data = b"[" + data + b"]" if bracketed else data
