@@ -15,6 +15,9 @@ from typing import IO, Any, NamedTuple, Protocol, Self, cast
 from kun_ray.sources import StreamError
 
 CHUNK_BYTES = 1 << 20
+"""Read at once: on an object store each read is a request."""
+GUNZIP_BYTES = 1 << 16
+"""Gunzipped at once: where gzip data is damaged, no more than what these hold is lost before the damage."""
 BOMB_RATIO = 200
 """Text compresses 3 to 20 times; JSON never 200 times."""
 BOMB_FLOOR_BYTES = 100 << 20
@@ -74,35 +77,38 @@ class GunzipStream:
     def __init__(self, raw: Readable) -> None:
         self._raw = raw
         self._decompressor = zlib.decompressobj(wbits=31)
-        self._pending = b""
+        self._data, self._place = b"", 0  # what was read, and where in it reading goes on
         self._in_member = False
         self._num_in = self._num_out = 0
 
     def read(self, num_bytes: int) -> bytes:
         while True:
-            if not self._pending:
-                self._pending = self._raw.read(1 << 16)
-                self._num_in += len(self._pending)
-                if not self._pending:
+            if self._place == len(self._data):
+                self._data, self._place = self._raw.read(CHUNK_BYTES), 0
+                if not self._data:
                     if self._in_member:
                         raise StreamError("truncated_archive", f"gzip data ends after {self._num_out} bytes of content")
                     return b""
+            piece = self._data[self._place : self._place + GUNZIP_BYTES]
             if not self._in_member:  # zero padding may follow a member
-                self._pending = self._pending.lstrip(b"\0")
-                if not self._pending:
+                self._place += len(piece) - len(piece.lstrip(b"\0"))
+                piece = piece.lstrip(b"\0")
+                if not piece:
                     continue
                 self._in_member = True
             try:
-                content = self._decompressor.decompress(self._pending, num_bytes)
+                content = self._decompressor.decompress(piece, num_bytes)
             except zlib.error as error:
                 raise StreamError("bad_archive", f"gzip data is damaged after {self._num_out} bytes: {error}") from None
-            self._pending = self._decompressor.unconsumed_tail
-            if self._decompressor.eof:
-                self._pending = self._decompressor.unused_data
+            done = self._decompressor.eof
+            num_used = len(piece) - len(self._decompressor.unused_data if done else self._decompressor.unconsumed_tail)
+            self._place += num_used
+            self._num_in += num_used
+            if done:
                 self._decompressor = zlib.decompressobj(wbits=31)
                 self._in_member = False
             self._num_out += len(content)
-            if self._num_out > BOMB_FLOOR_BYTES and self._num_out > BOMB_RATIO * (self._num_in - len(self._pending)):
+            if self._num_out > BOMB_FLOOR_BYTES and self._num_out > BOMB_RATIO * self._num_in:
                 raise StreamError("bad_archive", f"{self._num_out} bytes out of {self._num_in}: a decompression bomb")
             if content:
                 return content

@@ -10,7 +10,8 @@ import pytest
 from packed_files import special, tar
 
 from kun_ray.archives import ByteStream, GunzipStream
-from kun_ray.documents import extract_wanjuan, read_documents
+from kun_ray.contents import extract_wanjuan
+from kun_ray.documents import read_documents
 from kun_ray.sources import CorpusFile, StreamError
 
 DOCS = [os.urandom(300).hex() for _ in range(400)]
@@ -33,6 +34,21 @@ def test_gzip_is_known_by_its_bytes_and_may_have_several_members(tmp_path, name)
     rows = read(tmp_path / name, gzip.compress(LINES[:half]) + gzip.compress(LINES[half:]) + b"\0" * 700)
     assert [row["text"] for row in rows] == DOCS
     assert LINES[json.loads(rows[7]["meta"])["offset"] :].startswith(b'{"id": "7"')  # of the decompressed text
+
+
+def test_gzip_is_read_in_large_pieces():
+    """On an object store every read is a request."""
+    asked = []
+
+    class Store(io.BytesIO):
+        def read(self, num_bytes: int | None = -1, /) -> bytes:
+            asked.append(num_bytes)
+            return super().read(num_bytes)
+
+    stream, found = ByteStream(GunzipStream(Store(gzip.compress(os.urandom(3 << 20))))), 0
+    while chunk := stream.read():
+        found += len(chunk)
+    assert found == 3 << 20 and len(asked) <= 5 and min(asked) >= 1 << 20
 
 
 def test_text_called_gz_is_read_as_text(tmp_path):

@@ -152,7 +152,7 @@ def test_storage_that_fails_now_and_then_loses_nothing(
     corpus = CorpusConfig("c", "parquet" if suffix == ".parquet" else "jsonl", [str(path)])
     file = list_files(corpus)[0]
     before = [table.to_pylist() for table in read_file(corpus, file)]
-    broken = flaky(period=3)
+    broken = flaky(period=2)
     assert [table.to_pylist() for table in read_file(corpus, file)] == before
     assert broken.num_errors > 2 and sum(len(rows) for rows in before) == 1500
 
