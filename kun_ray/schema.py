@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import struct
+from collections.abc import Sequence
 from typing import Final
 
 import pyarrow as pa
@@ -71,17 +73,27 @@ def with_steps(schema: pa.Schema, steps: list[str]) -> pa.Schema:
     return pa.schema([*fields, DOCUMENT.field("status"), DOCUMENT.field("reason")])
 
 
+_LENGTH: Final = struct.Struct("<Q").pack
+
+
 def doc_id(source: str, file: str, offset: int, text: str | bytes) -> str:
     """The identity of a document: 32 hex digits of BLAKE2b-128 over its source, file, offset in it, and text (in UTF-8).
 
     Stable over runs and machines as long as `file` is given relative to the corpus root; never a row number of a run.
     """
     encoded = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
-    place = str(offset).encode()
-    digest = _file_digest(source, file).copy()
-    digest.update(len(place).to_bytes(8, "little") + place + len(encoded).to_bytes(8, "little"))
-    digest.update(encoded)
-    return digest.hexdigest()
+    return doc_ids(source, file, [offset], [encoded])[0]
+
+
+def doc_ids(source: str, file: str, offsets: Sequence[int], texts: Sequence[bytes]) -> list[str]:
+    """`doc_id` of several documents of one file."""
+    opening, ids = _file_digest(source, file), []
+    for offset, text in zip(offsets, texts, strict=True):
+        place = b"%d" % offset
+        digest = opening.copy()
+        digest.update(b"%b%b%b%b" % (_LENGTH(len(place)), place, _LENGTH(len(text)), text))
+        ids.append(digest.hexdigest())
+    return ids
 
 
 @functools.lru_cache(maxsize=64)

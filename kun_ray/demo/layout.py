@@ -20,7 +20,7 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kun_ray.documents import render_exam, without_title
+from kun_ray.contents import render_exam, without_title
 
 Record = Mapping[str, object]
 Item = TypeVar("Item")

@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 from kun_ray.archives import CHUNK_BYTES, ByteStream, texts
 from kun_ray.cleaning import find_personal, mask_personal
 from kun_ray.config import KunError
-from kun_ray.documents import Extract
-from kun_ray.records import split
+from kun_ray.contents import Extract
+from kun_ray.records import Records
 from kun_ray.report.runs import Stage
 from kun_ray.sources import StreamError
+from kun_ray.splitting import split
 from kun_ray.store import is_local
 
 MAX_CHARS: Final = 2000
@@ -143,9 +144,9 @@ def _skip(stream: ByteStream, num_bytes: int, budget: _Budget) -> int:
 
 def _text_at(raw: bytes, path: str, extract: Extract) -> str:
     """The text of the record that `raw` begins with, or the raw line where there is none."""
-    record = next(split(ByteStream(io.BytesIO(raw)), as_objects=True), None)
-    if record is not None and record.value is not None and record.offset == 0:
-        text = extract(record.value, path).text
+    found = next(split(ByteStream(io.BytesIO(raw)), as_objects=True), None)
+    if isinstance(found, Records) and found.offsets[0] == 0:
+        text = extract(found.values[0], path).text
         if isinstance(text, str) and text.strip():
             return text
     return raw[: 8 * MAX_CHARS].split(b"\n", 1)[0].decode("utf-8", "replace")

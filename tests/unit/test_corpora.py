@@ -104,6 +104,12 @@ def test_ids_survive_a_move_and_depend_on_the_source(tmp_path):
     assert not {row["doc_id"] for row in rows(other)} & set(before)
 
 
+def test_ids_are_those_of_earlier_versions():
+    """A run that was begun with one version goes on with the next."""
+    assert schema.doc_id("wudao", "part-2021.json", 1234567, "正文。") == "bc139a7d3f79b61e726f1964c0c691e3"
+    assert schema.doc_ids("", "", [0, 0], [b"", b""]) == ["6cfcc144334ec8da5641bb25df71a123"] * 2
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -71,9 +71,9 @@ def copy(tmp_path: Path) -> Copy:
 
 def test_a_corpus(copy: Copy, tmp_path: Path) -> None:
     function, lines = blocks("A corpus")
-    copy.append("documents.py", function)
+    copy.append("contents.py", function)
     copy.insert("corpora.py", '"jsonl", "parquet")', '"forum", ')
-    copy.insert("corpora.py", "    return extract_fields(", lines)
+    copy.insert("corpora.py", "    return ExtractFields(", lines)
     copy.insert("corpora.py", "extract_wanjuan, ", "extract_forum, ")
     threads = [
         {"subject": "怎样煮面", "posts": ["水要多，火要大，面下锅后先搅散。", "谢谢！"], "board": "厨房"},

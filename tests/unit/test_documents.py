@@ -7,10 +7,12 @@ import os
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from kun_ray import schema
+from kun_ray import documents, schema
+from kun_ray.contents import render_exam, wanjuan_subset, without_title
 from kun_ray.corpora import CorpusConfig, list_files, read_file
-from kun_ray.documents import render_exam, wanjuan_subset, without_title
 
 
 def config(path, format="jsonl", **fields) -> CorpusConfig:
@@ -158,7 +160,51 @@ def test_skypile_reads_lines_gzip_and_parquet_alike(tmp_path):
     found = rows(corpus)
     assert [row["text"] for row in found] == texts * 3 and len({row["doc_id"] for row in found}) == 7500
     assert json.loads(found[-1]["meta"]) == {"url": "天空 2499", "file": "c.parquet", "offset": 2499}
-    assert [table.num_rows for table in read_file(corpus, list_files(corpus)[2])] == [2000, 500]
+    sizes = [table.num_rows for table in read_file(corpus, list_files(corpus)[2])]
+    assert sum(sizes) == 2500 and 1700 < sizes[0] <= 2000
+
+
+ODD = [
+    {"text": "好"}, {"text": ""}, {"text": None}, {"text": 3}, {}, {"text": "有题", "title": "题"}, {"text": "题", "title": 4},
+    {"text": "有网址", "url": "u"}, {"text": "大数", "url": 10**30}, {"text": "深", "url": [[[{"a": None}]]]}, {"text": "制表\x01"},
+]  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from([*ODD, "{", "[1]", ""]), max_size=30), st.sampled_from(["jsonl", "wudao", "parquet"]))
+def test_records_become_the_same_rows_together_and_one_by_one(tmp_path, records, format):
+    path = tmp_path / f"x.{format}"
+    if format == "parquet":
+        texts = [record.get("text") for record in records if isinstance(record, dict) and record.get("text") != 3]
+        pq.write_table(pa.table({"text": pa.array(texts, pa.string()), "other": range(len(texts))}), path)
+    else:
+        found = [record if isinstance(record, str) else json.dumps(record, ensure_ascii=False) for record in records]
+        path.write_text("\n".join(found) if format == "jsonl" else f"[{','.join(found)}]".replace("text", "content"))
+    corpus = config(path, format, **({} if format == "wudao" else {"title_field": "title", "meta_fields": ["url"]}))
+    together = rows(corpus)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents._Block, "extend", lambda *_: False)
+        assert rows(corpus) == together
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())])
+def test_only_the_columns_that_are_wanted_are_read_of_a_parquet_file(tmp_path, kind):
+    path = tmp_path / "x.parquet"
+    noise = [os.urandom(40).hex() for _ in range(600)]
+    texts = pa.array([f"文{i}" for i in range(600)]).cast(pa.binary() if kind == pa.binary() else pa.string())
+    table = pa.table({"text": texts.cast(kind), "noise": noise, "url": noise})
+    pq.write_table(table, path, use_dictionary=["text"])
+    place = pq.ParquetFile(path).metadata.row_group(0).column(1).data_page_offset
+    data = bytearray(path.read_bytes())
+    data[place : place + 200] = b"\xff" * 200
+    path.write_bytes(data)
+    found = rows(config(path, "parquet", meta_fields=["url", "absent"]))
+    assert [(row["text"], json.loads(row["meta"])["url"]) for row in found] == [
+        (f"文{i}", noise[i]) for i in range(600)
+    ]
+    assert {row["reason"] for row in rows(config(path, "wanjuan"))} == {"bad_parquet"}, (
+        "that format looks at all columns"
+    )
 
 
 def test_parquet_that_is_not_as_it_should_be(tmp_path):

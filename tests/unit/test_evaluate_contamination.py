@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kun_ray.config import ConfigError
-from kun_ray.documents import render_exam
+from kun_ray.contents import render_exam
 from kun_ray.evaluate.benchmarks import Benchmark, Question
 from kun_ray.evaluate.contamination import (
     ContaminationConfig,

@@ -122,14 +122,15 @@ def test_a_file_without_permission_is_a_failed_row(tmp_path: Path) -> None:
 
 MEASURE = """
 import resource, sys, time
-from kun_ray.documents import extract_fields, read_documents
+from kun_ray.contents import ExtractFields
+from kun_ray.documents import read_documents
 from kun_ray.sources import CorpusFile
 
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 started = time.process_time()
 path, size = sys.argv[1], int(sys.argv[2])
 for as_objects in (False, True):
-    tables = read_documents(CorpusFile(path, "x", size), "c", extract_fields("text", None, []), as_objects)
+    tables = read_documents(CorpusFile(path, "x", size), "c", ExtractFields("text", None, []), as_objects)
     print([row["reason"] for table in tables for row in table.to_pylist()])
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10, time.process_time() - started)
 """

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kun_ray import records
+from kun_ray import records, splitting
 from kun_ray.archives import ByteStream
-from kun_ray.records import Record, split
+from kun_ray.records import Record
 
 ROWS = [
     {"id": i, "title": f"标题{i}", "content": f'正文 "引" {{花}}}},{{ \\frac{{}}{{}} \n {i}', "k": None}
@@ -35,8 +35,18 @@ class Dribble(io.BytesIO):
         return super().read(7)
 
 
+def split(stream: ByteStream, as_objects: bool = False) -> list[Record]:
+    """The records one by one."""
+    found = splitting.split(stream, as_objects)
+    return [
+        one
+        for some in found
+        for one in ([some] if isinstance(some, Record) else map(Record, some.offsets, some.values))
+    ]
+
+
 def read(data: bytes, as_objects: bool = False) -> list[Record]:
-    return list(split(ByteStream(io.BytesIO(data)), as_objects))
+    return split(ByteStream(io.BytesIO(data)), as_objects)
 
 
 def array(rows: list[dict]) -> bytes:
@@ -156,7 +166,7 @@ def test_control_characters_in_an_array_are_read():
 def test_records_are_whole_over_the_edges_of_chunks(monkeypatch):
     rows = ROWS * 40
     lines = b"\n".join(json.dumps(row).encode() for row in rows)
-    monkeypatch.setattr(records, "CHUNK_BYTES", 600)
+    monkeypatch.setattr(splitting, "CHUNK_BYTES", 600)
     for data in (array(rows), lines):
         assert [record.value for record in split(ByteStream(Dribble(data)))] == rows
 
@@ -168,7 +178,7 @@ def test_whole_objects_in_a_row_are_read_as_one_by_one(data, bracketed):
     data = b"[" + data + b"]" if bracketed else data
     at_once = read(data, as_objects=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "_BETWEEN", re.compile(rb"(?!)"))
+        patch.setattr(splitting, "_BETWEEN", re.compile(rb"(?!)"))
         assert at_once == read(data, as_objects=True)
 
 
@@ -177,8 +187,8 @@ def test_damage_over_the_edges_of_chunks_is_found_as_without_them(monkeypatch):
     for place in random.Random(0).sample(range(1, len(data)), 40):
         data[place] = ord('"')
     expected = read(bytes(data), as_objects=True)
-    monkeypatch.setattr(records, "CHUNK_BYTES", 600)
-    assert list(split(ByteStream(Dribble(bytes(data))), as_objects=True)) == expected
+    monkeypatch.setattr(splitting, "CHUNK_BYTES", 600)
+    assert split(ByteStream(Dribble(bytes(data))), as_objects=True) == expected
     assert 20 < sum(record.value is not None for record in expected) < 320
 
 
@@ -201,7 +211,7 @@ class Endless:
 )
 def test_a_record_over_64_mb_is_skipped_without_holding_it(head, tail, as_objects):
     tracemalloc.start()
-    found = list(split(ByteStream(Endless(head, 300, tail)), as_objects))
+    found = split(ByteStream(Endless(head, 300, tail)), as_objects)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert [record.value for record in found] == [{"id": 1}, None, {"id": 3}]
@@ -210,7 +220,8 @@ def test_a_record_over_64_mb_is_skipped_without_holding_it(head, tail, as_object
 
 
 def test_a_record_just_under_the_limit_is_read(monkeypatch):
-    monkeypatch.setattr(records, "MAX_RECORD_BYTES", 2000)
+    for module in (records, splitting):
+        monkeypatch.setattr(module, "MAX_RECORD_BYTES", 2000)
     fits, over = ({"text": "x" * n} for n in (1900, 2100))
     for data in (array([fits, over, fits]), b"\n".join(json.dumps(row).encode() for row in (fits, over, fits))):
         assert [record.reason for record in read(data)] == [None, "record_too_large", None]
