@@ -10,35 +10,35 @@ import contextlib
 import dataclasses
 import math
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
 import ray
 import ray.data
 from omegaconf import MISSING
 
 from kun_ray import execution, lease, ledger, models, placement, retry, shrink, store
-from kun_ray.adapters import check_adapter, with_absolute_adapters
+from kun_ray.adapters import with_absolute_adapters
 from kun_ray.board import new_board
-from kun_ray.config import ConfigError, KunError, RayConfig, require, show_config, to_dict
+from kun_ray.config import KunError, RayConfig, require, show_config, to_dict
 from kun_ray.counts import count_statuses, prove_counts, warn_if_none_ok
-from kun_ray.engine_checks import check_engine_arguments, check_engine_installed
 from kun_ray.fingerprint import fingerprint
 from kun_ray.headroom import check_pools
 from kun_ray.lease import LEASE_S
 from kun_ray.metrics import shown_as
-from kun_ray.pool import Pool, PoolConfig
+from kun_ray.pool import MAX_BLOCK_ROWS, Pool, PoolConfig
+from kun_ray.preflight import preflight
 from kun_ray.progress import Monitor, duration
-from kun_ray.prompts import load_tokenizer
 from kun_ray.room import accelerators, require_local_cores, require_local_gpus, wait_for_room
-from kun_ray.schema import FAILED, OK, STATUSES, STEP_RESULTS, without_deferred
+from kun_ray.schema import FAILED, OK, without_deferred
 from kun_ray.startup import Startup
-from kun_ray.steps import COLUMNS_READ, StepsConfig, build_step
+from kun_ray.steps import COLUMNS_READ, StepsConfig
 from kun_ray.suspects import SUSPECTS
 
 READS = "generate reads what jobs/prepare.py writes: give its output=, or an earlier generate's"
+
+BLOCKS_OF_A_REPLICA = 200
+"""Blocks are made larger than engines need them only as far as each replica still gets so many."""
 
 
 @dataclasses.dataclass
@@ -88,6 +88,18 @@ class GenerateConfig:
         waiting = f"max_waiting_rows ({self.max_waiting_rows}) must hold one block of each pool behind the first"
         require(self.num_waiting_rows() >= block, f"{waiting}: at least {block} (rows_per_block)")
         require(self.wait_for_nodes_s > 0, "wait_for_nodes_s must be above 0")
+
+    def with_blocks(self, num_rows: int) -> GenerateConfig:
+        """This configuration for a run of `num_rows`, with the size of blocks filled in where a pool gives none.
+
+        Ray Data's bookkeeping is paid for each block (docs/performance.md, "Rows"), and the end of a run for their size:
+        where each replica gets BLOCKS_OF_A_REPLICA of them, one more or less is 0.5% of its time.
+        """
+        replicas = max(pool.max_replicas or pool.replicas for pool in self.pools.values())
+        size = min(MAX_BLOCK_ROWS, self.num_waiting_rows(), num_rows // (BLOCKS_OF_A_REPLICA * replicas))
+        sizes = {name: pool.rows_per_block or max(size, pool.num_rows_per_block()) for name, pool in self.pools.items()}
+        pools = {name: dataclasses.replace(pool, rows_per_block=sizes[name]) for name, pool in self.pools.items()}
+        return dataclasses.replace(self, pools=pools)
 
     def num_waiting_rows(self) -> int:
         """max_waiting_rows, or what stands for null."""
@@ -170,11 +182,12 @@ def _run(
     execution.warn_if_not_shared([config.input, config.output, *local_models])
     spanning = any(map(placement.spans_nodes, config.pools.values()))
     retries = 0 if spanning else 2  # a new actor's placement group would wait for the dead one's
+    before = count_statuses(folder)
+    config = config.with_blocks(num_rows - sum(before.values()))
     execution.configure(folder, max_waiting_rows=config.num_waiting_rows(), actor_retries=retries)
     num_ok = count_statuses(source)[OK]
     board = new_board(folder.uri)
     names = list(config.pools)
-    before = count_statuses(folder)
     with (
         placement.groups() as groups,
         execution.stopping(lambda: board.request_stop.remote(names[:1]), config.stop_grace_s) as stopped,
@@ -238,63 +251,3 @@ def build_dataset(
         )
     # not filter, which Ray Data does not run in one task with the write: that is one more task for each block
     return dataset.map_batches(without_deferred, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
-
-
-def preflight(config: GenerateConfig, source: store.Folder) -> None:
-    """Everything that can be checked without Ray or a GPU, in seconds. Raises ConfigError with what to do."""
-    columns = set(source.dataset().schema.names)
-    lacking = [name for name in ("doc_id", "status", "tokens") if name not in columns]
-    require(not lacking, f"{config.input} has no column {', '.join(lacking)}: it is not a stage that kun_ray wrote")
-    statuses, longest = Counter[str](), 0
-    for batch in source.batches(["status", "tokens"]):
-        statuses.update({item["values"]: item["counts"] for item in pc.value_counts(batch["status"]).to_pylist()})
-        longest = max(longest, pc.max(batch["tokens"].filter(pc.equal(batch["status"], OK))).as_py() or 0)
-    unknown = set(statuses) - set(STATUSES)
-    require(not unknown, f"{config.input} has rows of status {unknown}; kun_ray knows {', '.join(STATUSES)}")
-    require(bool(statuses[OK]), f"{config.input} has {statuses.total()} rows, but none with status ok: nothing to do")
-    for name, pool in config.pools.items():
-        check_engine_installed(pool)
-        check_engine_arguments(pool)
-        for step in pool.steps:
-            needs = [
-                *COLUMNS_READ[step],
-                *(["text"] if step == "score" and config.steps.score and config.steps.score.input == "pair" else []),
-            ]
-            missing = [column for column in needs if column not in columns]
-            what = f"pools.{name} runs `{step}`, which reads {', '.join(missing)}"
-            require(not missing, f"{what}: run the step that writes it first")
-            columns |= {field.name for field in STEP_RESULTS[step]}
-        _check_model(name, pool, config.steps, longest)
-
-
-def _check_model(name: str, pool: PoolConfig, steps: StepsConfig, longest: int) -> None:
-    if models.is_missing_folder(pool.model):
-        raise ConfigError(
-            f"pools.{name}.model: there is no folder {pool.model}; give a folder with a model in it, or a hub id"
-        )
-    models.refuse_other_files(pool.engine, f"pools.{name}.engine")
-    models.require_on_hub(pool.model, f"pools.{name}.model")
-    path = models.fetch_model(pool.model, weights=False)
-    tokenizer = load_tokenizer(path, pool.chat_template, pool.trust_remote_code)
-    most = models.context_length(path, f"pools.{name}.model")
-    context = pool.max_model_len or most
-    if context > most:
-        raise ConfigError(f"lower pools.{name}.max_model_len={context}: {pool.model} has a context of {most} tokens")
-    for step_name in pool.steps:
-        step = build_step(step_name, steps, tokenizer)
-        if step.adapter:
-            check_adapter(step.adapter, f"steps.{step_name}.adapter")
-        text = longest if "text" in step.prompt.pieces else 0
-        instruction = steps.label.sampling.max_tokens if steps.label and "instruction" in step.prompt.pieces else 0
-        needed = step.num_reserved_tokens() + text + instruction
-        if needed > context:
-            has = (
-                f"pools.{name}.max_model_len is {context}: raise it"
-                if context < most
-                else f"{pool.model} has {context}: take a model with more"
-            )
-            raise ConfigError(
-                f"pools.{name}: `{step_name}` needs a context of {needed} tokens ({step.prompt.num_fixed_tokens()} of prompt, up to {text} of text "
-                f"and {instruction} of instruction, {step.sampling.max_tokens if step.sampling else 1} of reply), but {has}, lower "
-                f"steps.{step_name}.sampling.max_tokens, or prepare with a lower filters.max_tokens"
-            )

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kun_ray import generate, models, store
+from kun_ray import models, store
 from kun_ray.choose import ChooseConfig, choose_prompt
 from kun_ray.config import ConfigError, RayConfig
 from kun_ray.counts import prove_counts
 from kun_ray.generate import GenerateConfig
 from kun_ray.pool import PoolConfig
+from kun_ray.preflight import preflight
 from kun_ray.prompts import load_tokenizer
 from kun_ray.schema import DOCUMENT, to_table
 from kun_ray.steps import StepsConfig
@@ -98,7 +99,7 @@ def prepare_run(asked: Asked, rows: list[Row], folder: store.Folder, fingerprint
         ray=how.ray,
     )
     try:
-        generate.preflight(run, questions)
+        preflight(run, questions)
     except ConfigError:
         if not begun:  # what cannot run leaves nothing that the corrected command would have to agree with
             questions.filesystem.delete_dir(questions.path)
