@@ -1,12 +1,12 @@
 """What a row costs besides the model: the whole generate job with an engine that answers at once.
 
-    python bench/rows.py [--rows 10000 100000 1000000] [--rows-per-block N] [--out DIR]
+    python bench/rows.py [--rows 10000 100000 1000000] [--rows-per-block 512] [--out DIR]
 
 For each number of rows: seconds, CPU seconds of the driver and of all processes, the driver's memory, bytes spilled; then a
 resume: the job is stopped halfway by SIGKILL and the time from the same command to its first new file is taken. The cost of a
 row is the difference between two sizes over the difference of their rows, so that starting Ray does not count. The driver is
-the one process of which a cluster has no more than a laptop; all others grow with the replicas. Blocks are those that a user
-gets without asking; the first two sizes run once more with the blocks of a run that gives each replica few rows.
+the one process of which a cluster has no more than a laptop; all others grow with the replicas. The first two sizes run once
+more with the blocks that a user gets without asking.
 """
 
 from __future__ import annotations
@@ -46,8 +46,6 @@ from kun_ray.schema import DOCUMENT
 
 TEXT = "第{n}篇：讲的是一件很平常的小事，写得清楚而且完整，读来令人愉快，也有几句值得记下的话。"
 PART = 50_000
-SMALL_BLOCK = 128
-"""Half of the default max_num_seqs: the least that a block has unless it is asked for."""
 
 
 class FreeEngine:
@@ -119,7 +117,7 @@ class Meter:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--rows-per-block", type=int, help="default: as generate chooses it")
+    parser.add_argument("--rows-per-block", type=int, default=512)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--run", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -133,18 +131,17 @@ def main() -> None:
             found.append(measure(Path(folder), num_rows, options.rows_per_block))
         print(json.dumps(found[-1]), flush=True)
     small, large = found[0], found[-1]
-    in_small_blocks = []
+    default = []
     for size in found[:2]:
         with tempfile.TemporaryDirectory() as folder:
-            config = write_input(Path(folder), size["rows"], rows_per_block=SMALL_BLOCK)
-            in_small_blocks.append({"rows": size["rows"], **whole_run(config)})
+            default.append({"rows": size["rows"], **whole_run(write_input(Path(folder), size["rows"]))})
     result = {
         "steps": "label, score, polish",
-        "rows_per_block": options.rows_per_block or "by default",
+        "rows_per_block": options.rows_per_block,
         "sizes": found,
         **costs(small, large),
         "driver_memory_growth": round(large["memory_mb"] / found[max(0, len(found) - 2)]["memory_mb"] - 1, 3),
-        f"blocks_of_{SMALL_BLOCK}": {**in_small_blocks[-1], **costs(in_small_blocks[0], in_small_blocks[-1])},
+        "blocks_by_default": {**default[-1], **costs(default[0], default[-1])},
         "mark": {"driver_us_per_row": 100, "driver_memory_growth": 0.1, "spilled_bytes": 0, "resume_s": 60},
         "versions": versions("ray", "pyarrow"),
     }
@@ -166,7 +163,7 @@ def cost(small: dict[str, Any], large: dict[str, Any], key: str) -> float | None
 COMMAND = [sys.executable, __file__, "--run"]
 
 
-def measure(folder: Path, num_rows: int, rows_per_block: int | None) -> dict[str, Any]:
+def measure(folder: Path, num_rows: int, rows_per_block: int) -> dict[str, Any]:
     """One whole run, and one that is killed halfway and resumed."""
     config = write_input(folder, num_rows, rows_per_block=rows_per_block)
     figures = whole_run(config)

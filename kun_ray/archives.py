@@ -17,7 +17,7 @@ from kun_ray.sources import StreamError
 CHUNK_BYTES = 1 << 20
 """Read at once: on an object store each read is a request."""
 GUNZIP_BYTES = 1 << 16
-"""Gunzipped at once: where gzip data is damaged, no more than what these hold is lost before the damage."""
+"""Gunzipped at once, from one multiple of it to the next: what is lost before a damaged byte, and where the rows end."""
 BOMB_RATIO = 200
 """Text compresses 3 to 20 times; JSON never 200 times."""
 BOMB_FLOOR_BYTES = 100 << 20
@@ -89,7 +89,7 @@ class GunzipStream:
                     if self._in_member:
                         raise StreamError("truncated_archive", f"gzip data ends after {self._num_out} bytes of content")
                     return b""
-            piece = self._data[self._place : self._place + GUNZIP_BYTES]
+            piece = self._data[self._place : (self._place // GUNZIP_BYTES + 1) * GUNZIP_BYTES]
             if not self._in_member:  # zero padding may follow a member
                 self._place += len(piece) - len(piece.lstrip(b"\0"))
                 piece = piece.lstrip(b"\0")

@@ -1,4 +1,7 @@
-"""What a record of each corpus holds: the text, title and meta of a WuDao, WanJuan or other record."""
+"""What a record of each corpus holds: the text, title and meta of a WuDao, WanJuan or other record.
+
+corpora.py chooses by the corpus's format, documents.py calls.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +34,9 @@ class ExtractFields:
     title_field: str | None
     meta_fields: Sequence[str]
 
-    def fields(self) -> list[str]:
-        """All fields that are looked at, that of the text first."""
-        return [self.text_field, *([] if self.title_field is None else [self.title_field]), *self.meta_fields]
+    def other_fields(self) -> list[str]:
+        """The fields that are looked at besides that of the text."""
+        return [*([] if self.title_field is None else [self.title_field]), *self.meta_fields]
 
     def __call__(self, value: dict[str, Any], path: str) -> Content:
         title = None if self.title_field is None else value.get(self.title_field)

@@ -1,8 +1,8 @@
 """Raw corpora → documents: the files of WuDao, WanJuan, SkyPile, jsonl and Parquet, read with Ray Data.
 
-jobs/prepare.py starts here. listing.py finds files, sources.py opens them, archives.py and records.py split them,
-documents.py makes rows; filters.py judges a text, nothing here does. Listing happens once, on the driver; tasks stream,
-and never hold a whole file.
+jobs/prepare.py starts here. listing.py finds files, sources.py opens them, archives.py unpacks, splitting.py and parquet.py
+find records, contents.py their texts, documents.py makes rows; filters.py judges a text, nothing here does. Listing happens
+once, on the driver; tasks stream, and never hold a whole file.
 """
 
 from __future__ import annotations

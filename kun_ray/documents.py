@@ -41,8 +41,8 @@ def read_documents(
     Raises:
         KunError: the file's storage has failed for half a minute, and `on_read_error` is `stop`.
     """
-    block, fields = _Block(source), extract.fields() if isinstance(extract, ExtractFields) else []
-    for name, found in _records(file, as_objects, on_read_error, fields):
+    block = _Block(source)
+    for name, found in _records(file, extract, as_objects, on_read_error):
         path = f"{file.path}!{name}"
         if block.num_rows() + (1 if isinstance(found, Record) else len(found.values)) > MAX_BLOCK_ROWS:
             yield block.take()
@@ -59,9 +59,7 @@ def read_documents(
         yield block.take()
 
 
-def _records(
-    file: CorpusFile, as_objects: bool, on_read_error: str, fields: Sequence[str]
-) -> Iterator[tuple[str, Found]]:
+def _records(file: CorpusFile, extract: Extract, as_objects: bool, on_read_error: str) -> Iterator[tuple[str, Found]]:
     name = file.name
     found: Iterator[tuple[str, Found]]
     source = Source(file.path, on_read_error)
@@ -69,7 +67,8 @@ def _records(
         stream = ByteStream(source)
         if stream.peek(4) == b"PAR1" or (name.endswith(".parquet") and stream.peek(1) != b""):
             source.seek(0)
-            found = zip(repeat(name), split_parquet(source, fields), strict=False)
+            wanted = (extract.text_field, extract.other_fields()) if isinstance(extract, ExtractFields) else ()
+            found = zip(repeat(name), split_parquet(source, *wanted), strict=False)
         else:
             found = _text_records(stream, name, as_objects)
         last = None
@@ -119,17 +118,17 @@ class _Block:
         """Rows of records that are all as they should be, column by column; False if it leaves them to `add`."""
         try:
             texts, titles, metas, _ = zip(*contents, strict=True)
-            meta = [*map(_FAST_JSON, metas)] if any(metas) else []
-        except (RecursionError, TypeError):
+            meta = [*map(_fast_json, metas)] if any(metas) else []
+        except (RecursionError, TypeError):  # `add` meets it again, and knows whose it is
             return False
         if set(map(type, texts)) != {bytes if records.is_utf8 else str}:
             return False
         if not {str, type(None)}.issuperset(map(type, titles)):
             return False
-        encoded = list(texts) if records.is_utf8 else [*map(str.encode, texts)]
-        num_bytes = self.num_bytes + sum(map(len, encoded))
-        if num_bytes > MAX_BLOCK_BYTES:
+        most = sum(map(len, texts)) * (1 if records.is_utf8 else 3)  # bytes of Chinese characters
+        if self.num_bytes + most + sum(map(len, meta)) > MAX_BLOCK_BYTES:
             return False
+        encoded = list(texts) if records.is_utf8 else [*map(str.encode, texts)]
         place, offsets = _place(file), records.offsets
         if meta:
             meta = [_joined(own, place, offset) for own, offset in zip(meta, offsets, strict=True)]
@@ -140,7 +139,7 @@ class _Block:
         self.title += titles
         self.meta += meta
         self.reason += repeat(None, len(encoded))
-        self.num_bytes = num_bytes + sum(map(len, meta)) + 64 * len(encoded)
+        self.num_bytes += sum(map(len, encoded)) + sum(map(len, meta)) + 64 * len(encoded)
         return True
 
     def add(self, file: str, record: Record, read: Callable[[], Content] | None = None) -> None:
@@ -219,9 +218,13 @@ def _as_text(value: object) -> str | None:
 def _meta_json(meta: dict[str, Any]) -> bytes:
     """`meta` as JSON. orjson knows no integers over 64 bits and no deep nesting, which real records hold."""
     try:
-        return _FAST_JSON(meta)
+        return _fast_json(meta)
     except TypeError:
         return json.dumps({key: _repr(value) for key, value in meta.items()}, ensure_ascii=False).encode()
+
+
+def _fast_json(meta: dict[str, Any]) -> bytes:
+    return orjson.dumps(meta, default=_repr)
 
 
 def _repr(value: object) -> str:
@@ -229,6 +232,3 @@ def _repr(value: object) -> str:
         return repr(value)[:1000]
     except RecursionError:
         return f"{type(value).__name__} nested too deep"
-
-
-_FAST_JSON = functools.partial(orjson.dumps, default=_repr)

@@ -37,8 +37,6 @@ from kun_ray.suspects import QUARANTINED, Breaker, Flight, flight_path, groups, 
 
 logger = logging.getLogger(__name__)
 
-MAX_BLOCK_ROWS = 512
-"""Of blocks whose size nobody gives: larger ones cost hardly less to move."""
 RESTART_TRIES, RESTART_PAUSE_S = 3, 10.0
 
 
@@ -65,9 +63,8 @@ class PoolConfig(EngineConfig):
     kills engines by its second death. More lose less time after a death that no row is to blame for, and cost a row that
     is to blame one more death."""
     rows_per_block: int | None = None
-    """Rows that travel together between pools; null is half of max_num_seqs, or a 200th of a replica's rows if that is
-    more, at most 512. Smaller ones lose less at a kill and end together; larger ones cost less to move, and pools that
-    agree on them move them for less."""
+    """Rows that travel together between pools; null is half of max_num_seqs, at most 512. Smaller ones lose less at a
+    kill and end together; larger ones cost less to move, and pools that agree on them move them for less."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,8 +81,8 @@ class PoolConfig(EngineConfig):
         return math.ceil(1.1 * self.max_num_seqs * self.pipeline_parallel_size)
 
     def num_rows_per_block(self) -> int:
-        """rows_per_block, or the fewest that keep an engine full, at most MAX_BLOCK_ROWS."""
-        return self.rows_per_block or min(MAX_BLOCK_ROWS, max(1, self.max_num_seqs * self.pipeline_parallel_size // 2))
+        """rows_per_block, or what stands for null."""
+        return self.rows_per_block or min(512, max(1, self.max_num_seqs * self.pipeline_parallel_size // 2))
 
     def num_concurrent_blocks(self, busy_share: float = 1.0) -> int:
         """Blocks that one replica works on at once: enough for a full engine while each waits for its slowest row.
@@ -120,8 +117,11 @@ class Pool:
         tokenizer = load_tokenizer(model, config.chat_template, config.trust_remote_code)
         self._steps = [with_local_adapter(build_step(step, steps, tokenizer)) for step in config.steps]
         self._writes = {"status", "reason", "text", *(f.name for step in config.steps for f in step_fields(step))}
-        fields = {piece for step in self._steps for piece in step.prompt.pieces if isinstance(piece, str)}
-        self._reads = {"doc_id", *self._writes, *fields}
+        self._reads = {
+            "doc_id",
+            *self._writes,
+            *(p for s in self._steps for p in s.prompt.pieces if isinstance(p, str)),
+        }
         self._engine: Engine = self._start_engine(model, stop_token_ids(tokenizer), RESTART_TRIES if again else 1)
         self._loaded_at = time.time()
         self._replica = f"{self._actor}.{uuid.uuid4().hex[:8]}"

@@ -1,21 +1,15 @@
-"""Records as they are handed on, what makes one of its bytes, and JSON lines; splitting.py calls it, and knows arrays."""
+"""A record of a corpus, read or not, and the bytes of one as JSON. splitting.py and parquet.py find them in a file."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-from collections.abc import Iterator, Sequence
-from itertools import accumulate, islice
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import orjson
 
-from kun_ray.archives import ByteStream
-from kun_ray.sources import StreamError
-
 MAX_RECORD_BYTES = 64 << 20
-MANY = 128
+MAX_TOGETHER = 128
 """Most records that are handed on together: more of them leave the processor's cache before they are looked at again."""
 
 
@@ -31,7 +25,7 @@ class Record(NamedTuple):
 class Records(NamedTuple):
     """Records that were read, in a row: their offsets and objects. Columns cost less than to hand on each alone.
 
-    With `is_utf8`, a text that is bytes is UTF-8: somebody has looked.
+    With `is_utf8`, texts are bytes, and UTF-8: Arrow has looked.
     """
 
     offsets: Sequence[int]
@@ -64,64 +58,9 @@ def parse(raw: bytes, offset: int) -> Record:
     return as_record(value, offset)
 
 
-def found(record: Record) -> Found:
-    """A record as it is handed on."""
+def as_found(record: Record) -> Found:
+    """A single record as it is handed on."""
     return record if record.value is None else Records([record.offset], [record.value])
-
-
-def split_lines(stream: ByteStream, offset: int = 0) -> Iterator[Found]:
-    """JSON lines, the first at byte `offset`. Blank lines are no records."""
-    held: list[bytes] = []
-    num_held = 0
-    ended: StreamError | None = None
-    while True:
-        try:
-            chunk = stream.read()
-        except StreamError as error:
-            chunk, ended = b"", error
-        if not chunk:
-            break
-        lines = io.BytesIO(chunk)
-        while several := [*islice(lines, MANY)]:
-            rest = b"" if several[-1].endswith(b"\n") else several.pop()
-            if several and num_held > MAX_RECORD_BYTES:
-                yield too_large(offset, num_held + len(several[0]) - 1)
-                offset += num_held + len(several.pop(0))
-                held, num_held = [], 0
-            if several:
-                several[0] = b"".join([*held, several[0]])
-                yield from _parse_lines(several, offset)
-                offset += sum(map(len, several))
-                held, num_held = [], 0
-            num_held += len(rest)
-            held = [*held, rest] if num_held <= MAX_RECORD_BYTES else []
-    last = b"".join(held)
-    record = None
-    if num_held > MAX_RECORD_BYTES:
-        record = too_large(offset, num_held)
-    elif last and not last.isspace():
-        record = parse(last, offset)
-    if record is not None and (ended is None or record.value is not None):
-        yield found(record)
-        offset += num_held
-    if ended is not None:
-        yield Record(offset, None, ended.reason, short(ended))
-
-
-def _parse_lines(lines: list[bytes], offset: int) -> Iterator[Found]:
-    """Records of whole lines, of which the first begins at `offset`: all at once, or one by one if one is not as usual."""
-    offsets = [*accumulate(map(len, lines[:-1]), initial=offset)]
-    with contextlib.suppress(orjson.JSONDecodeError):
-        if max(map(len, lines)) <= MAX_RECORD_BYTES:
-            values = [*map(orjson.loads, lines)]
-            if set(map(type, values)) == {dict}:
-                yield Records(offsets, values)
-                return
-    for place, line in zip(offsets, lines, strict=True):
-        if len(line) > MAX_RECORD_BYTES + 1:
-            yield too_large(place, len(line) - 1)
-        elif not line.isspace():
-            yield found(parse(line.removesuffix(b"\n"), place))
 
 
 def as_record(value: Any, offset: int) -> Record:

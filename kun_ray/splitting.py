@@ -6,25 +6,27 @@ whole array (ijson too) cannot do that. At most one record (MAX_RECORD_BYTES) an
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 from collections.abc import Iterator
+from itertools import accumulate, islice
 from typing import Any
 
 import orjson
 
 from kun_ray.archives import CHUNK_BYTES, ByteStream
 from kun_ray.records import (
-    MANY,
     MAX_RECORD_BYTES,
+    MAX_TOGETHER,
     Found,
     Record,
     Records,
+    as_found,
     as_record,
-    found,
     parse,
     short,
-    split_lines,
     too_large,
 )
 from kun_ray.sources import StreamError
@@ -52,6 +54,61 @@ def split(stream: ByteStream, as_objects: bool = False) -> Iterator[Found]:
     if as_objects or _ARRAY.match(stream.peek(4096)):
         return split_objects(stream, begin)
     return split_lines(stream, begin)
+
+
+def split_lines(stream: ByteStream, offset: int = 0) -> Iterator[Found]:
+    """JSON lines, the first at byte `offset`. Blank lines are no records."""
+    held: list[bytes] = []
+    num_held = 0
+    ended: StreamError | None = None
+    while True:
+        try:
+            chunk = stream.read()
+        except StreamError as error:
+            chunk, ended = b"", error
+        if not chunk:
+            break
+        lines = io.BytesIO(chunk)
+        while several := [*islice(lines, MAX_TOGETHER)]:
+            rest = b"" if several[-1].endswith(b"\n") else several.pop()
+            if several and num_held > MAX_RECORD_BYTES:
+                yield too_large(offset, num_held + len(several[0]) - 1)
+                offset += num_held + len(several.pop(0))
+                held, num_held = [], 0
+            if several:
+                several[0] = b"".join([*held, several[0]])
+                yield from _parse_lines(several, offset)
+                offset += sum(map(len, several))
+                held, num_held = [], 0
+            num_held += len(rest)
+            held = [*held, rest] if num_held <= MAX_RECORD_BYTES else []
+    last = b"".join(held)
+    record = None
+    if num_held > MAX_RECORD_BYTES:
+        record = too_large(offset, num_held)
+    elif last and not last.isspace():
+        record = parse(last, offset)
+    if record is not None and (ended is None or record.value is not None):
+        yield as_found(record)
+        offset += num_held
+    if ended is not None:
+        yield Record(offset, None, ended.reason, short(ended))
+
+
+def _parse_lines(lines: list[bytes], offset: int) -> Iterator[Found]:
+    """Records of whole lines, of which the first begins at `offset`: all at once, or one by one if one is not as usual."""
+    offsets = [*accumulate(map(len, lines[:-1]), initial=offset)]
+    with contextlib.suppress(orjson.JSONDecodeError):
+        if max(map(len, lines)) <= MAX_RECORD_BYTES:
+            values = [*map(orjson.loads, lines)]
+            if set(map(type, values)) == {dict}:
+                yield Records(offsets, values)
+                return
+    for place, line in zip(offsets, lines, strict=True):
+        if len(line) > MAX_RECORD_BYTES + 1:
+            yield too_large(place, len(line) - 1)
+        elif not line.isspace():
+            yield as_found(parse(line.removesuffix(b"\n"), place))
 
 
 class _Window:
@@ -105,14 +162,14 @@ def split_objects(stream: ByteStream, offset: int = 0) -> Iterator[Found]:
             offsets.append(window.base + start)
             values.append(value)
             start = boundary.end()
-            if len(values) == MANY:
+            if len(values) == MAX_TOGETHER:
                 yield Records(offsets, values)
                 offsets, values = [], []
         if values:
             yield Records(offsets, values)
         record, position = _take(window, start)
         cut = record.value is None and window.at_end and position == len(window.data)
-        yield _cut(window, record.offset) if cut and window.error is not None else found(record)
+        yield _cut(window, record.offset) if cut and window.error is not None else as_found(record)
     if not cut and stray is None and (window.error is not None or (header is not None and not closed)):
         yield _cut(window, window.base + len(window.data))
 

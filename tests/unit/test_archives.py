@@ -72,6 +72,18 @@ def test_damaged_gzip_says_so_and_keeps_what_came_before(tmp_path):
     assert read(tmp_path / "b.jsonl.gz", gzip.compress(LINES) + b"rubbish")[-1]["reason"] == "bad_archive"
 
 
+def test_damaged_gzip_costs_no_more_than_64_kb_before_the_damage(tmp_path):
+    line = b'{"content": "%s"}\n' % (b"x" * 483)
+    data = bytearray(gzip.compress(line * 1600, compresslevel=0))
+    place = 10
+    for _ in range(6):  # blocks that are stored as they are: a wrong length of the seventh is noticed where it stands
+        place += 5 + int.from_bytes(data[place + 1 : place + 3], "little")
+    data[place + 1] ^= 0xFF
+    rows = read(tmp_path / "a.jsonl.gz", bytes(data))
+    assert rows[-1]["reason"] == "bad_archive"
+    assert (place - (64 << 10)) // len(line) - 2 <= len(rows) - 1 <= place // len(line)
+
+
 def test_a_gzip_bomb_is_stopped(tmp_path):
     bomb = gzip.compress(b'{"id": "0", "content": "x"}\n') + gzip.compress(b" " * (10 << 20)) * 20
     rows = read(tmp_path / "a.jsonl.gz", bomb)

@@ -214,6 +214,9 @@ def test_parquet_that_is_not_as_it_should_be(tmp_path):
     pq.write_table(pa.table({"text": pa.array([b"\xe5\xa5\xbd", b"\xff"], pa.binary())}), tmp_path / "binary.parquet")
     lying = pa.StringArray.from_buffers(2, *pa.array([b"ok", b"\xff\xfe"], pa.binary()).buffers()[1:])
     pq.write_table(pa.table({"text": lying}), tmp_path / "lying.parquet")
+    fixed = pa.array([b"ok", b"\xff\xff"], pa.binary(2))
+    pq.write_table(pa.table({"text": fixed}), tmp_path / "fixed.parquet")
+    pq.write_table(pa.table({"text": pa.array([1, 2])}), tmp_path / "numbers.parquet")
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "none.parquet")
     (tmp_path / "zero.parquet").write_bytes(b"")
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "nulls.parquet").read_bytes()[:-20])
@@ -226,6 +229,8 @@ def test_parquet_that_is_not_as_it_should_be(tmp_path):
         "other": ["missing_field"] * 2,
         "binary": ["好", "bad_encoding"],
         "lying": ["ok", "bad_encoding"],
+        "fixed": ["ok", "bad_encoding"],
+        "numbers": ["missing_field"] * 2,
         "none": ["empty_file"],
         "zero": ["empty_file"],
         "cut": ["bad_parquet"],
@@ -283,3 +288,16 @@ def test_meta_that_fast_json_cannot_write_is_kept(tmp_path):
     odd, plain = rows(config(tmp_path / "a.jsonl", meta_fields=["id", "nested"]))
     assert json.loads(plain["meta"])["id"] == 1
     assert odd["status"] in ("ok", "failed") and json.loads(odd["meta"])["file"] == "a.jsonl"
+
+
+def test_a_text_may_be_kept_in_meta_too(tmp_path):
+    pq.write_table(pa.table({"text": ["文"]}), tmp_path / "x.parquet")
+    (row,) = rows(config(tmp_path, "parquet", meta_fields=["text"]))
+    assert row["text"] == json.loads(row["meta"])["text"] == "文"
+
+
+def test_blocks_are_bounded_in_bytes_of_meta_too(tmp_path):
+    pq.write_table(pa.table({"text": ["文"] * 100, "html": ["<p>" * 300_000] * 100}), tmp_path / "x.parquet")
+    corpus = config(tmp_path, "parquet", meta_fields=["html"])
+    sizes = [table.nbytes for table in read_file(corpus, list_files(corpus)[0])]
+    assert max(sizes) < 20 << 20 and len(sizes) >= 5
