@@ -26,7 +26,7 @@ from kun_ray.fingerprint import fingerprint
 from kun_ray.headroom import check_pools
 from kun_ray.lease import LEASE_S
 from kun_ray.metrics import shown_as
-from kun_ray.pool import MAX_BLOCK_ROWS, Pool, PoolConfig
+from kun_ray.pool import Pool, PoolConfig
 from kun_ray.preflight import preflight
 from kun_ray.progress import Monitor, duration
 from kun_ray.room import accelerators, require_local_cores, require_local_gpus, wait_for_room
@@ -36,9 +36,6 @@ from kun_ray.steps import COLUMNS_READ, StepsConfig
 from kun_ray.suspects import SUSPECTS
 
 READS = "generate reads what jobs/prepare.py writes: give its output=, or an earlier generate's"
-
-BLOCKS_OF_A_REPLICA = 200
-"""Blocks are made larger than engines need them only as far as each replica still gets so many."""
 
 
 @dataclasses.dataclass
@@ -88,18 +85,6 @@ class GenerateConfig:
         waiting = f"max_waiting_rows ({self.max_waiting_rows}) must hold one block of each pool behind the first"
         require(self.num_waiting_rows() >= block, f"{waiting}: at least {block} (rows_per_block)")
         require(self.wait_for_nodes_s > 0, "wait_for_nodes_s must be above 0")
-
-    def with_blocks(self, num_rows: int) -> GenerateConfig:
-        """This configuration for a run of `num_rows`, with the size of blocks filled in where a pool gives none.
-
-        Ray Data's bookkeeping is paid for each block (docs/performance.md, "Rows"), and the end of a run for their size:
-        where each replica gets BLOCKS_OF_A_REPLICA of them, one more or less is 0.5% of its time.
-        """
-        replicas = max(pool.max_replicas or pool.replicas for pool in self.pools.values())
-        size = min(MAX_BLOCK_ROWS, self.num_waiting_rows(), num_rows // (BLOCKS_OF_A_REPLICA * replicas))
-        sizes = {name: pool.rows_per_block or max(size, pool.num_rows_per_block()) for name, pool in self.pools.items()}
-        pools = {name: dataclasses.replace(pool, rows_per_block=sizes[name]) for name, pool in self.pools.items()}
-        return dataclasses.replace(self, pools=pools)
 
     def num_waiting_rows(self) -> int:
         """max_waiting_rows, or what stands for null."""
@@ -182,12 +167,11 @@ def _run(
     execution.warn_if_not_shared([config.input, config.output, *local_models])
     spanning = any(map(placement.spans_nodes, config.pools.values()))
     retries = 0 if spanning else 2  # a new actor's placement group would wait for the dead one's
-    before = count_statuses(folder)
-    config = config.with_blocks(num_rows - sum(before.values()))
     execution.configure(folder, max_waiting_rows=config.num_waiting_rows(), actor_retries=retries)
     num_ok = count_statuses(source)[OK]
     board = new_board(folder.uri)
     names = list(config.pools)
+    before = count_statuses(folder)
     with (
         placement.groups() as groups,
         execution.stopping(lambda: board.request_stop.remote(names[:1]), config.stop_grace_s) as stopped,

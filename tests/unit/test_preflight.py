@@ -224,27 +224,3 @@ def test_the_queue_before_a_pool_holds_two_blocks_of_each_of_its_replicas() -> N
     with pytest.raises(ConfigError, match=r"max_waiting_rows \(1024\) must hold one block .* at least 2048"):
         GenerateConfig("in", "out", pools, max_waiting_rows=1024)
     assert GenerateConfig("in", "out", pools, max_waiting_rows=2048).num_waiting_rows() == 2048
-
-
-@pytest.mark.parametrize(
-    ("num_rows", "replicas", "more", "sizes"),
-    [
-        (10_000, 1, {}, [128, 64]),  # what keeps an engine full
-        (20_000, 1, {}, [128, 100]),
-        (60_000, 1, {}, [300, 300]),
-        (10**9, 1, {}, [512, 512]),
-        (60_000, 3, {}, [128, 100]),  # 200 for each replica of the pool that has most
-        (10**9, 1, {"max_waiting_rows": 200}, [200, 200]),
-        (10**9, 1, {"rows_per_block": 32}, [512, 32]),
-        (0, 1, {}, [128, 64]),
-    ],
-)
-def test_blocks_grow_with_the_run_as_far_as_every_replica_gets_many(
-    num_rows: int, replicas: int, more: dict[str, int], sizes: list[int]
-) -> None:
-    chat = PoolConfig("m", steps=["score"], max_num_seqs=128, rows_per_block=more.get("rows_per_block"))
-    chat.max_replicas = replicas
-    pools = {"label": PoolConfig("m", steps=["label"]), "chat": chat}
-    config = GenerateConfig("in", "out", pools, max_waiting_rows=more.get("max_waiting_rows"))
-    assert [pool.rows_per_block for pool in config.with_blocks(num_rows).pools.values()] == sizes
-    assert config.pools["label"].rows_per_block is None, "what the user gave is what is shown and written down"
