@@ -5,8 +5,8 @@
 
 The text is that of `make corpora`, repeated until there is enough. MB are millions of bytes of the texts in UTF-8, whatever
 stands around them in a file; seconds are CPU seconds, which a busy machine disturbs less. Readers and filters are the
-functions that a Ray Data task calls, in one process tied to one core, without Ray. Beside a reader stands the least work that
-it could be: the bare calls of libraries that no reader of ours can do without. Each turn is a process of its own;
+functions that a Ray Data task calls, in one process tied to one core, without Ray. Beside a reader stands the simplest
+that could be: the bare calls of libraries that any reader of ours needs, with nothing checked or remembered. Each turn is a process of its own;
 kun_ray and datatrove take turns (A B, B A, …), and a ratio is that of two turns that stood side by side. datatrove gets an
 environment of its own, build/venv-datatrove, from PyPI.
 """
@@ -126,9 +126,13 @@ def summary(turns: list[dict[str, Any]], mb: float, chain_mb: float, all_mb: flo
     result: dict[str, Any] = {"readers": {}, "chain": {}}
     for part in [part for part in ours[0] if part.startswith("read ")]:
         bare = part.replace("read ", "least ")
-        row = {"kun_ray": rate(ours, part, mb), "least_work": rate(ours, bare, mb)}
+        row = {"kun_ray": rate(ours, part, mb), "simplest": rate(ours, bare, mb)}
         if theirs:
-            row |= {"datatrove": rate(theirs, part, mb), "ratio": ratio(part, part), "possible": ratio(bare, part)}
+            row |= {
+                "datatrove": rate(theirs, part, mb),
+                "ratio": ratio(part, part),
+                "simplest_ratio": ratio(bare, part),
+            }
         result["readers"][part.removeprefix("read ")] = row
     for part in ("filters", "filters, tokens", "whole task"):
         result["chain"][part] = {"kun_ray": rate(ours, part, all_mb)}

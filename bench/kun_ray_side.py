@@ -33,8 +33,8 @@ from kun_ray.schema import DOCUMENT, OK, doc_id, to_table
 from kun_ray.signatures import signatures
 
 BATCH = 1024
-LIST = 128
-"""Records that `least` has in hand at once: they stay in the cache."""
+TOGETHER, TABLE = 128, 1920
+"""Records that `least` parses at once (they stay in the cache), and rows of its tables."""
 COMPARABLE = FilterConfig(max_markup_share=None, max_boilerplate_share=None, language=False)
 """Less what datatrove's chain has no counterpart for, or needs a download for (its language model)."""
 
@@ -82,24 +82,31 @@ def read(corpus: CorpusConfig, rows: int) -> None:
 
 
 def least(folder: str, pattern: str, text_field: str, rows: int) -> None:
-    """What no reader of ours can do without, as the bare calls of libraries: gunzip, parse, encode, hash, fill columns.
+    """A reader of the simplest kind: unpack, parse, encode, hash, fill a table, by bare calls of the libraries.
 
-    It is given what datatrove reads. Nothing is checked and no offset kept, and a broken record would end it.
+    It is given what datatrove reads. Nothing is checked, no offset kept, no meta made; a broken record would end it.
     """
-    path = Path(folder, pattern)
+    path, num_rows = Path(folder, pattern), 0
+    ids: list[str] = []
+    texts: list[bytes] = []
     if path.suffix == ".parquet":
-        columns = (batch[text_field].view(pa.binary()) for batch in pq.ParquetFile(path).iter_batches(LIST))
-        batches = (column.to_numpy(zero_copy_only=False) for column in columns)
+        for batch in pq.ParquetFile(path).iter_batches(TABLE):
+            ids = hashed(batch[text_field].view(pa.binary()).to_numpy(zero_copy_only=False))
+            num_rows += pa.table({"doc_id": pa.array(ids), "text": batch[text_field]}).num_rows
     else:
         data = io.BytesIO(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
-        lines = iter(lambda: list(itertools.islice(data, LIST)), [])
-        batches = ([value[text_field].encode() for value in map(orjson.loads, several)] for several in lines)
-    tables = []
-    for texts in batches:
-        ids = [hashlib.blake2b(text, digest_size=16).hexdigest() for text in texts]
-        tables.append(pa.table({"doc_id": pa.array(ids), "text": pa.array(texts, pa.binary()).view(pa.string())}))
-    num_rows = sum(table.num_rows for table in tables)
+        while lines := list(itertools.islice(data, TOGETHER)):
+            encoded = [value[text_field].encode() for value in map(orjson.loads, lines)]
+            texts += encoded
+            ids += hashed(encoded)
+            if len(ids) >= TABLE or len(lines) < TOGETHER:
+                num_rows += pa.table({"doc_id": pa.array(ids), "text": pa.array(texts, pa.binary())}).num_rows
+                ids, texts = [], []
     assert num_rows == rows, f"{path}: {num_rows} of {rows} rows"
+
+
+def hashed(texts: Sequence[bytes]) -> list[str]:
+    return [hashlib.blake2b(text, digest_size=16).hexdigest() for text in texts]
 
 
 def chain(texts: Sequence[str], config: FilterConfig, count: CountTokens | None) -> list[str | None]:
