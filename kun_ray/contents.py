@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import repeat
 from typing import Any, NamedTuple
+
+from kun_ray.records import Columns, Records
 
 WANJUAN_SUBSETS = ("WebText-cn", "Law-cn", "Patent-cn", "ChinaNews-cn", "TextBook-cn", "Wiki-cn", "Exam-cn")
 
@@ -34,13 +38,23 @@ class ExtractFields:
     title_field: str | None
     meta_fields: Sequence[str]
 
-    def other_fields(self) -> list[str]:
-        """The fields that are looked at besides that of the text."""
-        return [*([] if self.title_field is None else [self.title_field]), *self.meta_fields]
+    def fields(self) -> list[str]:
+        """All fields that are looked at."""
+        return [self.text_field, *([] if self.title_field is None else [self.title_field]), *self.meta_fields]
 
     def __call__(self, value: dict[str, Any], path: str) -> Content:
         title = None if self.title_field is None else value.get(self.title_field)
         return Content(value.get(self.text_field), title, _pick(value, self.meta_fields), self.text_field)
+
+    def columns(self, values: list[dict[str, Any]]) -> tuple[list[Any], list[Any], list[dict[str, Any]]]:
+        """Texts, titles and metas of several records: the same as a call for each, for less."""
+        texts, title = [value.get(self.text_field) for value in values], self.title_field
+        titles = [None] * len(values) if title is None else [value.get(title) for value in values]
+        return (
+            texts,
+            titles,
+            [_pick(value, self.meta_fields) for value in values] if self.meta_fields else [{}] * len(values),
+        )
 
 
 def extract_wudao(meta_fields: list[str]) -> Extract:
@@ -112,6 +126,30 @@ def without_title(text: str, title: str) -> str:
     if body and (separate or (len(title) >= 10 and rest[0] not in "是为的在位由于有将被与和及，、,（(《》”」")):
         return body
     return text
+
+
+def as_columns(extract: Extract, records: Records, path: str) -> Columns | None:
+    """What all of `records` hold; None if one is nested too deep, or has bytes for a text, which may be anything."""
+    texts: Sequence[Any]
+    titles: Sequence[Any]
+    metas: Sequence[dict[str, Any]]
+    if isinstance(extract, ExtractFields):
+        texts, titles, metas = extract.columns(records.values)
+    else:
+        try:
+            texts, titles, metas, _ = zip(*map(extract, records.values, repeat(path)), strict=True)
+        except RecursionError:
+            return None
+    return None if bytes in set(map(type, texts)) else Columns(records.offsets, texts, titles, metas)
+
+
+def one_by_one(extract: Extract, found: Records | Columns, path: str) -> Iterator[tuple[int, Callable[[], Content]]]:
+    """The offset of each record, and a function that finds its content, which may raise RecursionError."""
+    if isinstance(found, Records):
+        return zip(found.offsets, (partial(extract, value, path) for value in found.values), strict=True)
+    field = extract.text_field if isinstance(extract, ExtractFields) else ""
+    rows = zip(found.texts, found.titles, found.metas, strict=True)
+    return zip(found.offsets, (partial(Content, *row, field) for row in rows), strict=True)
 
 
 def _pick(value: dict[str, Any], fields: Sequence[str]) -> dict[str, object]:

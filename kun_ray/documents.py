@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from kun_ray import schema
 from kun_ray.archives import ByteStream, texts
-from kun_ray.contents import Content, Extract, ExtractFields
+from kun_ray.contents import Content, Extract, ExtractFields, as_columns, one_by_one
 from kun_ray.parquet import split_parquet
-from kun_ray.records import Found, Record, Records
+from kun_ray.records import Columns, Found, Record
 from kun_ray.sources import CorpusFile, Source, StreamError
 from kun_ray.splitting import split
 
@@ -44,13 +44,13 @@ def read_documents(
     block = _Block(source)
     for name, found in _records(file, extract, as_objects, on_read_error):
         path = f"{file.path}!{name}"
-        if block.num_rows() + (1 if isinstance(found, Record) else len(found.values)) > MAX_BLOCK_ROWS:
+        if block.num_rows() + (1 if isinstance(found, Record) else len(found.offsets)) > MAX_BLOCK_ROWS:
             yield block.take()
         if isinstance(found, Record):
             block.add(name, found)
-        elif not block.extend(name, found, map(extract, found.values, repeat(path))):
-            for offset, value in zip(found.offsets, found.values, strict=True):
-                block.add(name, Record(offset, value), functools.partial(extract, value, path))
+        elif not block.extend(name, found if isinstance(found, Columns) else as_columns(extract, found, path)):
+            for offset, read in one_by_one(extract, found, path):
+                block.add(name, Record(offset, None), read)
                 if block.num_bytes >= MAX_BLOCK_BYTES:
                     yield block.take()
         if block.num_bytes >= MAX_BLOCK_BYTES:
@@ -67,14 +67,14 @@ def _records(file: CorpusFile, extract: Extract, as_objects: bool, on_read_error
         stream = ByteStream(source)
         if stream.peek(4) == b"PAR1" or (name.endswith(".parquet") and stream.peek(1) != b""):
             source.seek(0)
-            wanted = (extract.text_field, extract.other_fields()) if isinstance(extract, ExtractFields) else ()
-            found = zip(repeat(name), split_parquet(source, *wanted), strict=False)
+            wanted = extract if isinstance(extract, ExtractFields) else None
+            found = zip(repeat(name), split_parquet(source, wanted), strict=False)
         else:
             found = _text_records(stream, name, as_objects)
         last = None
         for last in found:
             yield last
-        readable = last is None or isinstance(last[1], Records) or last[1].reason != "unreadable_file"
+        readable = last is None or not isinstance(last[1], Record) or last[1].reason != "unreadable_file"
         change = source.change(file) if readable else None
         if change is not None:
             yield name, Record(source.place, None, "file_changed", change)
@@ -114,22 +114,23 @@ class _Block:
     def num_rows(self) -> int:
         return len(self.doc_id)
 
-    def extend(self, file: str, records: Records, contents: Iterator[Content]) -> bool:
-        """Rows of records that are all as they should be, column by column; False if it leaves them to `add`."""
+    def extend(self, file: str, columns: Columns | None) -> bool:
+        """Rows of records that are all as they should be; False if it leaves them to `add`, one by one."""
+        if columns is None or not {str, type(None)}.issuperset(map(type, columns.titles)):
+            return False
+        offsets, texts, titles, metas = columns
+        kinds = set(map(type, texts))
+        if kinds not in ({str}, {bytes}):
+            return False
         try:
-            texts, titles, metas, _ = zip(*contents, strict=True)
             meta = [*map(_fast_json, metas)] if any(metas) else []
-        except (RecursionError, TypeError):  # `add` meets it again, and knows whose it is
+        except TypeError:
             return False
-        if set(map(type, texts)) != {bytes if records.is_utf8 else str}:
-            return False
-        if not {str, type(None)}.issuperset(map(type, titles)):
-            return False
-        most = sum(map(len, texts)) * (1 if records.is_utf8 else 3)  # bytes of Chinese characters
+        most = sum(map(len, texts)) * (3 if kinds == {str} else 1)  # bytes of Chinese characters
         if self.num_bytes + most + sum(map(len, meta)) > MAX_BLOCK_BYTES:
             return False
-        encoded = list(texts) if records.is_utf8 else [*map(str.encode, texts)]
-        place, offsets = _place(file), records.offsets
+        encoded = [*map(str.encode, texts)] if kinds == {str} else list(texts)
+        place = _place(file)
         if meta:
             meta = [_joined(own, place, offset) for own, offset in zip(meta, offsets, strict=True)]
         else:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kun_ray.records import MAX_TOGETHER, Found, Record, Records
+from kun_ray.contents import ExtractFields
+from kun_ray.records import MAX_TOGETHER, Columns, Found, Record, Records
 from kun_ray.sources import Source, StreamError
 
 _TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 
 
-def split_parquet(source: Source, text_field: str | None = None, fields: Sequence[str] = ()) -> Iterator[Found]:
+def split_parquet(source: Source, wanted: ExtractFields | None = None) -> Iterator[Found]:
     """Every row of a Parquet file; the offset of a record is its row number.
 
     A row group whose columns cannot be read leaves one failed record per row, and the next one is read. A value that
@@ -22,9 +23,8 @@ def split_parquet(source: Source, text_field: str | None = None, fields: Sequenc
 
     Args:
         source: the file.
-        text_field: the column of the texts. If it is there, only it and those of `fields` are read, and texts are handed on
-            as the UTF-8 that they are in the file, which spares two conversions. None reads every column.
-        fields: the other columns that are wanted.
+        wanted: the fields that are wanted: no others are read if that of the text is there, and a text is handed on as the
+            UTF-8 that it is in the file. None reads every column.
     """
     row = 0
     try:
@@ -33,14 +33,14 @@ def split_parquet(source: Source, text_field: str | None = None, fields: Sequenc
         yield Record(0, None, "bad_parquet", str(error)[:200])
         return
     names = parquet.schema_arrow.names
-    columns = None if text_field not in names else [name for name in (text_field, *fields) if name in names]
-    as_bytes = None if columns is None or text_field in fields else text_field
+    plain = wanted if wanted is not None and wanted.text_field in names else None
+    columns = None if plain is None else [name for name in plain.fields() if name in names]
     for group in range(parquet.num_row_groups):
         end = row + parquet.metadata.row_group(group).num_rows
         try:
             for batch in parquet.iter_batches(MAX_TOGETHER, row_groups=[group], columns=columns):
                 if batch.num_rows:
-                    yield _records(row, batch, as_bytes)
+                    yield (None if plain is None else _columns(row, batch, plain)) or _records(row, batch)
                 row += batch.num_rows
         except StreamError as error:
             yield Record(row, None, error.reason, str(error)[:200])
@@ -51,20 +51,31 @@ def split_parquet(source: Source, text_field: str | None = None, fields: Sequenc
         row = end
 
 
-def _records(first: int, batch: pa.RecordBatch, as_bytes: str | None) -> Records:
-    """Rows as objects; the strings of the column `as_bytes` in UTF-8."""
+def _columns(first: int, batch: pa.RecordBatch, wanted: ExtractFields) -> Columns | None:
+    """The rows of a batch; None if a column is not of text, or holds what Python cannot."""
+    try:
+        texts = _utf8(batch.column(wanted.text_field))
+        if texts is None:
+            return None
+        found = {name: _plain(batch.column(name)) for name in wanted.fields()[1:] if name in batch.schema.names}
+        kept = [name for name in wanted.meta_fields if name in found]
+        rows = zip(*(found[name] for name in kept), strict=True)
+        metas = [{name: value for name, value in zip(kept, row, strict=True) if value is not None} for row in rows]
+        titles = found.get(wanted.title_field or "", [None] * batch.num_rows)
+        return Columns(range(first, first + batch.num_rows), _plain(texts), titles, metas or [{}] * batch.num_rows)
+    except Exception:  # Arrow checks neither what a file calls a string nor what a date of Python can hold
+        return None
+
+
+def _records(first: int, batch: pa.RecordBatch) -> Records:
     offsets, names = range(first, first + batch.num_rows), batch.schema.names
     if not names:
         return Records(offsets, batch.to_pylist())
-    columns, is_utf8 = [], False
     try:
-        for name, column in zip(names, batch.columns, strict=True):
-            utf8 = _utf8(column) if name == as_bytes else None
-            columns.append(_plain(column if utf8 is None else utf8))
-            is_utf8 |= utf8 is not None
-    except Exception:  # Arrow checks neither what a file calls a string nor what a date of Python can hold
-        columns, is_utf8 = [[_value(scalar) for scalar in column] for column in batch.columns], False
-    return Records(offsets, [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)], is_utf8)
+        columns = [_plain(column) for column in batch.columns]
+    except Exception:  # as above
+        columns = [[_value(scalar) for scalar in column] for column in batch.columns]
+    return Records(offsets, [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)])
 
 
 def _utf8(column: Any) -> Any:

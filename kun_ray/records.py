@@ -23,17 +23,22 @@ class Record(NamedTuple):
 
 
 class Records(NamedTuple):
-    """Records that were read, in a row: their offsets and objects. Columns cost less than to hand on each alone.
-
-    With `is_utf8`, texts are bytes, and UTF-8: Arrow has looked.
-    """
+    """Records that were read, in a row: their offsets and objects. To hand on each alone would cost as much as to parse it."""
 
     offsets: Sequence[int]
     values: list[dict[str, Any]]
-    is_utf8: bool = False
 
 
-Found = Records | Record
+class Columns(NamedTuple):
+    """What records in a row hold, column by column: the texts are what stands there, bytes only if they are UTF-8."""
+
+    offsets: Sequence[int]
+    texts: Sequence[Any]
+    titles: Sequence[Any]
+    metas: Sequence[dict[str, Any]]
+
+
+Found = Columns | Records | Record
 """Some records that were read, or one that could not be."""
 
 
