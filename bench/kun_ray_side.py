@@ -95,11 +95,13 @@ def least(folder: str, pattern: str, text_field: str, rows: int) -> None:
             num_rows += pa.table({"doc_id": pa.array(ids), "text": batch[text_field]}).num_rows
     else:
         data = io.BytesIO(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
-        while lines := list(itertools.islice(data, TOGETHER)):
+        lines = [b""]
+        while lines:
+            lines = list(itertools.islice(data, TOGETHER))
             encoded = [value[text_field].encode() for value in map(orjson.loads, lines)]
             texts += encoded
             ids += hashed(encoded)
-            if len(ids) >= TABLE or len(lines) < TOGETHER:
+            if len(ids) >= TABLE or not lines:
                 num_rows += pa.table({"doc_id": pa.array(ids), "text": pa.array(texts, pa.binary())}).num_rows
                 ids, texts = [], []
     assert num_rows == rows, f"{path}: {num_rows} of {rows} rows"

@@ -17,7 +17,8 @@ from kun_ray.sources import StreamError
 CHUNK_BYTES = 1 << 20
 """Read at once: on an object store each read is a request."""
 GUNZIP_BYTES = 1 << 16
-"""Gunzipped at once, from one multiple of it to the next: what is lost before a damaged byte, and where the rows end."""
+"""Gunzipped at once, from one multiple of it to the next: so much may be lost before damage. Before bytes that cannot be
+read at all it is CHUNK_BYTES."""
 BOMB_RATIO = 200
 """Text compresses 3 to 20 times; JSON never 200 times."""
 BOMB_FLOOR_BYTES = 100 << 20

@@ -1,6 +1,6 @@
 """What a record of each corpus holds: the text, title and meta of a WuDao, WanJuan or other record.
 
-corpora.py chooses by the corpus's format, documents.py calls.
+corpora.py chooses by the corpus's format, documents.py and parquet.py call.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -27,7 +26,8 @@ class Content(NamedTuple):
 
 
 Extract = Callable[[dict[str, Any], str], Content]
-"""Finds the content of a record; the second argument is the full path of its file."""
+"""Finds the content of a record, which it must not change, for it may be asked twice; the second argument is the full path
+of its file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,21 +135,21 @@ def as_columns(extract: Extract, records: Records, path: str) -> Columns | None:
     metas: Sequence[dict[str, Any]]
     if isinstance(extract, ExtractFields):
         texts, titles, metas = extract.columns(records.values)
+        names: Sequence[str] = [extract.text_field]
     else:
         try:
-            texts, titles, metas, _ = zip(*map(extract, records.values, repeat(path)), strict=True)
+            texts, titles, metas, names = zip(*map(extract, records.values, repeat(path)), strict=True)
         except RecursionError:
             return None
-    return None if bytes in set(map(type, texts)) else Columns(records.offsets, texts, titles, metas)
+    return None if bytes in set(map(type, texts)) else Columns(records.offsets, texts, titles, metas, names[0])
 
 
 def one_by_one(extract: Extract, found: Records | Columns, path: str) -> Iterator[tuple[int, Callable[[], Content]]]:
     """The offset of each record, and a function that finds its content, which may raise RecursionError."""
     if isinstance(found, Records):
-        return zip(found.offsets, (partial(extract, value, path) for value in found.values), strict=True)
-    field = extract.text_field if isinstance(extract, ExtractFields) else ""
-    rows = zip(found.texts, found.titles, found.metas, strict=True)
-    return zip(found.offsets, (partial(Content, *row, field) for row in rows), strict=True)
+        return zip(found.offsets, (functools.partial(extract, value, path) for value in found.values), strict=True)
+    rows = zip(found.texts, found.titles, found.metas, repeat(found.text_field))
+    return zip(found.offsets, (functools.partial(Content, *row) for row in rows), strict=True)
 
 
 def _pick(value: dict[str, Any], fields: Sequence[str]) -> dict[str, object]:

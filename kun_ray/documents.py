@@ -47,10 +47,10 @@ def read_documents(
         if block.num_rows() + (1 if isinstance(found, Record) else len(found.offsets)) > MAX_BLOCK_ROWS:
             yield block.take()
         if isinstance(found, Record):
-            block.add(name, found)
+            block.fail(name, found)
         elif not block.extend(name, found if isinstance(found, Columns) else as_columns(extract, found, path)):
             for offset, read in one_by_one(extract, found, path):
-                block.add(name, Record(offset, None), read)
+                block.add(name, offset, read)
                 if block.num_bytes >= MAX_BLOCK_BYTES:
                     yield block.take()
         if block.num_bytes >= MAX_BLOCK_BYTES:
@@ -118,18 +118,19 @@ class _Block:
         """Rows of records that are all as they should be; False if it leaves them to `add`, one by one."""
         if columns is None or not {str, type(None)}.issuperset(map(type, columns.titles)):
             return False
-        offsets, texts, titles, metas = columns
-        kinds = set(map(type, texts))
+        offsets, values, titles, metas, _ = columns
+        kinds = set(map(type, values))
         if kinds not in ({str}, {bytes}):
             return False
         try:
             meta = [*map(_fast_json, metas)] if any(metas) else []
         except TypeError:
             return False
-        most = sum(map(len, texts)) * (3 if kinds == {str} else 1)  # bytes of Chinese characters
-        if self.num_bytes + most + sum(map(len, meta)) > MAX_BLOCK_BYTES:
+        most = sum(map(len, values)) * (3 if kinds == {str} else 1)  # bytes of Chinese characters
+        rest = 3 * sum(map(len, filter(None, titles))) + sum(map(len, meta)) + 64 * len(values)
+        if self.num_bytes + most + rest > MAX_BLOCK_BYTES:
             return False
-        encoded = [*map(str.encode, texts)] if kinds == {str} else list(texts)
+        encoded = [*map(str.encode, values)] if kinds == {str} else list(values)
         place = _place(file)
         if meta:
             meta = [_joined(own, place, offset) for own, offset in zip(meta, offsets, strict=True)]
@@ -140,36 +141,40 @@ class _Block:
         self.title += titles
         self.meta += meta
         self.reason += repeat(None, len(encoded))
-        self.num_bytes += sum(map(len, encoded)) + sum(map(len, meta)) + 64 * len(encoded)
+        self.num_bytes += sum(map(len, encoded)) + rest
         return True
 
-    def add(self, file: str, record: Record, read: Callable[[], Content] | None = None) -> None:
-        """One row, whatever is wrong with its record."""
-        offset, _, reason, error = record
-        text: bytes | None = None
-        title: str | None = None
-        meta: dict[str, object] = {}
-        if read is not None:
-            try:
-                content = read()
-                meta = content.meta
-                text, title = _as_utf8(content.text), _as_text(content.title)
-                if text is None:
-                    found = "null or missing" if content.text is None else f"of type {type(content.text).__name__}"
-                    reason, error = "missing_field", f"`{content.text_field}` is {found}"
-            except RecursionError:
-                reason, error = "bad_json", "nested too deep"
-            except UnicodeDecodeError as problem:
-                title, reason, error = None, "bad_encoding", str(problem)[:200]
-        if reason is not None:
-            text, meta = None, {**meta, "error": error}
+    def add(self, file: str, offset: int, read: Callable[[], Content]) -> None:
+        """One row of a record that was read, whatever is wrong with what it holds."""
+        text, title, meta = None, None, {}
+        reason, error = None, ""
+        try:
+            content = read()
+            meta = content.meta
+            text, title = _as_utf8(content.text), _as_text(content.title)
+            if text is None:
+                found = "null or missing" if content.text is None else f"of type {type(content.text).__name__}"
+                reason, error = "missing_field", f"`{content.text_field}` is {found}"
+        except RecursionError:
+            reason, error = "bad_json", "nested too deep"
+        except UnicodeDecodeError as problem:
+            text, title, reason, error = None, None, "bad_encoding", str(problem)[:200]
+        self._put(file, offset, text, title, meta if reason is None else {**meta, "error": error}, reason)
+
+    def fail(self, file: str, record: Record) -> None:
+        """One row of a record that could not be read."""
+        self._put(file, record.offset, None, None, {"error": record.error}, record.reason)
+
+    def _put(
+        self, file: str, offset: int, text: bytes | None, title: str | None, meta: dict[str, Any], reason: str | None
+    ) -> None:
         # A failed row has no text; its reason behind a NUL keeps its id apart from that of any document there.
         self.doc_id += schema.doc_ids(self.source, file, [offset], [f"\0{reason}".encode() if text is None else text])
         self.text.append(text)
         self.title.append(title)
         self.meta.append(_joined(_meta_json(meta), _place(file), offset))
         self.reason.append(reason)
-        self.num_bytes += len(text or b"") + len(self.meta[-1]) + 64
+        self.num_bytes += len(text or b"") + 3 * len(title or "") + len(self.meta[-1]) + 64
 
     def take(self) -> pa.Table:
         """The rows so far as a table; the next block begins."""

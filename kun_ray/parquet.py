@@ -29,10 +29,10 @@ def split_parquet(source: Source, wanted: ExtractFields | None = None) -> Iterat
     row = 0
     try:
         parquet = pq.ParquetFile(pa.PythonFile(source, mode="r"))
-    except (pa.ArrowException, OSError) as error:
+        names = parquet.schema_arrow.names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         yield Record(0, None, "bad_parquet", str(error)[:200])
         return
-    names = parquet.schema_arrow.names
     plain = wanted if wanted is not None and wanted.text_field in names else None
     columns = None if plain is None else [name for name in plain.fields() if name in names]
     for group in range(parquet.num_row_groups):
@@ -52,7 +52,7 @@ def split_parquet(source: Source, wanted: ExtractFields | None = None) -> Iterat
 
 
 def _columns(first: int, batch: pa.RecordBatch, wanted: ExtractFields) -> Columns | None:
-    """The rows of a batch; None if a column is not of text, or holds what Python cannot."""
+    """The rows of a batch; None if the text's column is of another type, or any holds what Python cannot."""
     try:
         texts = _utf8(batch.column(wanted.text_field))
         if texts is None:
@@ -61,8 +61,18 @@ def _columns(first: int, batch: pa.RecordBatch, wanted: ExtractFields) -> Column
         kept = [name for name in wanted.meta_fields if name in found]
         rows = zip(*(found[name] for name in kept), strict=True)
         metas = [{name: value for name, value in zip(kept, row, strict=True) if value is not None} for row in rows]
-        titles = found.get(wanted.title_field or "", [None] * batch.num_rows)
-        return Columns(range(first, first + batch.num_rows), _plain(texts), titles, metas or [{}] * batch.num_rows)
+        titles = (
+            [None] * batch.num_rows
+            if wanted.title_field is None
+            else found.get(wanted.title_field, [None] * batch.num_rows)
+        )
+        return Columns(
+            range(first, first + batch.num_rows),
+            _plain(texts),
+            titles,
+            metas or [{}] * batch.num_rows,
+            wanted.text_field,
+        )
     except Exception:  # Arrow checks neither what a file calls a string nor what a date of Python can hold
         return None
 

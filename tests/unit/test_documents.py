@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kun_ray import documents, schema
+from kun_ray import documents, parquet, schema
 from kun_ray.contents import render_exam, wanjuan_subset, without_title
 from kun_ray.corpora import CorpusConfig, list_files, read_file
 
@@ -175,8 +175,11 @@ ODD = [
 def test_records_become_the_same_rows_together_and_one_by_one(tmp_path, records, format):
     path = tmp_path / f"x.{format}"
     if format == "parquet":
-        texts = [record.get("text") for record in records if isinstance(record, dict) and record.get("text") != 3]
-        pq.write_table(pa.table({"text": pa.array(texts, pa.string()), "other": range(len(texts))}), path)
+        found = [record for record in records if isinstance(record, dict) and record.get("text") != 3]
+        columns = {name: [record.get(name) for record in found] for name in ("text", "title", "url")}
+        urls = [None if url is None else str(url) for url in columns["url"]]
+        titles = [None if title is None else str(title) for title in columns["title"]]
+        pq.write_table(pa.table({"text": pa.array(columns["text"], pa.string()), "title": titles, "url": urls}), path)
     else:
         found = [record if isinstance(record, str) else json.dumps(record, ensure_ascii=False) for record in records]
         path.write_text("\n".join(found) if format == "jsonl" else f"[{','.join(found)}]".replace("text", "content"))
@@ -184,6 +187,7 @@ def test_records_become_the_same_rows_together_and_one_by_one(tmp_path, records,
     together = rows(corpus)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(documents._Block, "extend", lambda *_: False)
+        patch.setattr(parquet, "_columns", lambda *_: None)
         assert rows(corpus) == together
 
 
@@ -301,3 +305,19 @@ def test_blocks_are_bounded_in_bytes_of_meta_too(tmp_path):
     corpus = config(tmp_path, "parquet", meta_fields=["html"])
     sizes = [table.nbytes for table in read_file(corpus, list_files(corpus)[0])]
     assert max(sizes) < 20 << 20 and len(sizes) >= 5
+
+
+def test_blocks_are_bounded_in_bytes_of_titles_too(tmp_path):
+    put(tmp_path / "x.jsonl", *({"text": "文", "title": "题" * 300_000} for _ in range(100)))
+    corpus = config(tmp_path, title_field="title")
+    sizes = [table.nbytes for table in read_file(corpus, list_files(corpus)[0])]
+    assert max(sizes) < 20 << 20 and len(sizes) >= 5
+
+
+def test_columns_of_a_parquet_file_may_have_the_same_name_or_one_that_is_no_text(tmp_path):
+    twice = pa.table([pa.array(["文"]), pa.array([b"\xff\xff"], pa.binary(2))], names=["text", "text"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    pq.write_table(pa.table({"text": ["文"], "name": [1]}), tmp_path / "name.parquet")
+    (tmp_path / "name.parquet").write_bytes((tmp_path / "name.parquet").read_bytes().replace(b"name", b"na\xff\xfe"))
+    reasons = {json.loads(row["meta"])["file"]: row["reason"] for row in rows(config(tmp_path, "parquet"))}
+    assert reasons == {"twice.parquet": "bad_encoding", "name.parquet": "bad_parquet"}
