@@ -48,13 +48,11 @@ class ExtractFields:
 
     def columns(self, values: list[dict[str, Any]]) -> tuple[list[Any], list[Any], list[dict[str, Any]]]:
         """Texts, titles and metas of several records: the same as a call for each, for less."""
-        texts, title = [value.get(self.text_field) for value in values], self.title_field
+        title, fields = self.title_field, self.meta_fields
+        texts = [value.get(self.text_field) for value in values]
         titles = [None] * len(values) if title is None else [value.get(title) for value in values]
-        return (
-            texts,
-            titles,
-            [_pick(value, self.meta_fields) for value in values] if self.meta_fields else [{}] * len(values),
-        )
+        metas = [_pick(value, fields) for value in values] if fields else [{}] * len(values)
+        return texts, titles, metas
 
 
 def extract_wudao(meta_fields: list[str]) -> Extract:
@@ -135,20 +133,20 @@ def as_columns(extract: Extract, records: Records, path: str) -> Columns | None:
     metas: Sequence[dict[str, Any]]
     if isinstance(extract, ExtractFields):
         texts, titles, metas = extract.columns(records.values)
-        names: Sequence[str] = [extract.text_field]
     else:
         try:
-            texts, titles, metas, names = zip(*map(extract, records.values, repeat(path)), strict=True)
+            texts, titles, metas, _ = zip(*map(extract, records.values, repeat(path)), strict=True)
         except RecursionError:
             return None
-    return None if bytes in set(map(type, texts)) else Columns(records.offsets, texts, titles, metas, names[0])
+    return None if bytes in set(map(type, texts)) else Columns(records.offsets, texts, titles, metas)
 
 
 def one_by_one(extract: Extract, found: Records | Columns, path: str) -> Iterator[tuple[int, Callable[[], Content]]]:
     """The offset of each record, and a function that finds its content, which may raise RecursionError."""
     if isinstance(found, Records):
         return zip(found.offsets, (functools.partial(extract, value, path) for value in found.values), strict=True)
-    rows = zip(found.texts, found.titles, found.metas, repeat(found.text_field))
+    assert isinstance(extract, ExtractFields), "columns come from Parquet, and only where fields are plain"
+    rows = zip(found.texts, found.titles, found.metas, repeat(extract.text_field))
     return zip(found.offsets, (functools.partial(Content, *row) for row in rows), strict=True)
 
 

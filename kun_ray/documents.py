@@ -118,7 +118,7 @@ class _Block:
         """Rows of records that are all as they should be; False if it leaves them to `add`, one by one."""
         if columns is None or not {str, type(None)}.issuperset(map(type, columns.titles)):
             return False
-        offsets, values, titles, metas, _ = columns
+        offsets, values, titles, metas = columns
         kinds = set(map(type, values))
         if kinds not in ({str}, {bytes}):
             return False

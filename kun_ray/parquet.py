@@ -61,18 +61,10 @@ def _columns(first: int, batch: pa.RecordBatch, wanted: ExtractFields) -> Column
         kept = [name for name in wanted.meta_fields if name in found]
         rows = zip(*(found[name] for name in kept), strict=True)
         metas = [{name: value for name, value in zip(kept, row, strict=True) if value is not None} for row in rows]
-        titles = (
-            [None] * batch.num_rows
-            if wanted.title_field is None
-            else found.get(wanted.title_field, [None] * batch.num_rows)
-        )
-        return Columns(
-            range(first, first + batch.num_rows),
-            _plain(texts),
-            titles,
-            metas or [{}] * batch.num_rows,
-            wanted.text_field,
-        )
+        nothing, title = [None] * batch.num_rows, wanted.title_field
+        titles = nothing if title is None else found.get(title, nothing)
+        offsets = range(first, first + batch.num_rows)
+        return Columns(offsets, _plain(texts), titles, metas or [{}] * batch.num_rows)
     except Exception:  # Arrow checks neither what a file calls a string nor what a date of Python can hold
         return None
 

@@ -36,7 +36,6 @@ class Columns(NamedTuple):
     texts: Sequence[Any]
     titles: Sequence[Any]
     metas: Sequence[dict[str, Any]]
-    text_field: str
 
 
 Found = Columns | Records | Record

@@ -294,6 +294,13 @@ def test_meta_that_fast_json_cannot_write_is_kept(tmp_path):
     assert odd["status"] in ("ok", "failed") and json.loads(odd["meta"])["file"] == "a.jsonl"
 
 
+def test_a_null_among_the_texts_of_a_parquet_file_says_which_field_it_is(tmp_path):
+    pq.write_table(pa.table({"body": ["文", None]}), tmp_path / "x.parquet")
+    good, bad = rows(config(tmp_path, "parquet", text_field="body"))
+    assert (good["text"], bad["reason"]) == ("文", "missing_field")
+    assert json.loads(bad["meta"])["error"] == "`body` is null or missing"
+
+
 def test_a_text_may_be_kept_in_meta_too(tmp_path):
     pq.write_table(pa.table({"text": ["文"]}), tmp_path / "x.parquet")
     (row,) = rows(config(tmp_path, "parquet", meta_fields=["text"]))
