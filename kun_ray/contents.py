@@ -5,6 +5,7 @@ corpora.py chooses by the corpus's format, documents.py and parquet.py call.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -30,8 +31,26 @@ Extract = Callable[[dict[str, Any], str], Content]
 of its file."""
 
 
+class Contents(NamedTuple):
+    """What several records hold, column by column."""
+
+    texts: Sequence[object]
+    titles: Sequence[object]
+    metas: Sequence[dict[str, object]]
+
+
+class ExtractTogether(abc.ABC):
+    """An Extract that also finds the contents of several records of a file: the same as a call for each, for less."""
+
+    @abc.abstractmethod
+    def __call__(self, value: dict[str, Any], path: str) -> Content: ...
+
+    @abc.abstractmethod
+    def together(self, values: Sequence[dict[str, Any]], path: str) -> Contents: ...
+
+
 @dataclasses.dataclass(frozen=True)
-class ExtractFields:
+class ExtractFields(ExtractTogether):
     """Records whose text stands in a named field: SkyPile, plain jsonl and Parquet."""
 
     text_field: str
@@ -46,41 +65,54 @@ class ExtractFields:
         title = None if self.title_field is None else value.get(self.title_field)
         return Content(value.get(self.text_field), title, _pick(value, self.meta_fields), self.text_field)
 
-    def columns(self, values: list[dict[str, Any]]) -> tuple[list[Any], list[Any], list[dict[str, Any]]]:
-        """Texts, titles and metas of several records: the same as a call for each, for less."""
-        title, fields = self.title_field, self.meta_fields
-        texts = [value.get(self.text_field) for value in values]
-        titles = [None] * len(values) if title is None else [value.get(title) for value in values]
-        metas = [_pick(value, fields) for value in values] if fields else [{}] * len(values)
-        return texts, titles, metas
+    def together(self, values: Sequence[dict[str, Any]], path: str) -> Contents:
+        titles = [None] * len(values) if self.title_field is None else _column(values, self.title_field)
+        return Contents(_column(values, self.text_field), titles, _picks(values, self.meta_fields))
 
 
-def extract_wudao(meta_fields: list[str]) -> Extract:
+class ExtractWudao(ExtractTogether):
     """WuDaoCorpora 2.0: id, uniqueKey, titleUkey, dataType, title, content. A title that content repeats is cut off."""
-    fields = list(dict.fromkeys(["id", "uniqueKey", "titleUkey", "dataType", *meta_fields]))
 
-    def extract(value: dict[str, Any], path: str) -> Content:
+    def __init__(self, meta_fields: Sequence[str]) -> None:
+        self._fields = list(dict.fromkeys(["id", "uniqueKey", "titleUkey", "dataType", *meta_fields]))
+
+    def __call__(self, value: dict[str, Any], path: str) -> Content:
         text, title = value.get("content"), value.get("title")
         if isinstance(text, str) and isinstance(title, str):
             text = without_title(text, title)
-        return Content(text, title, _pick(value, fields), "content")
+        return Content(text, title, _pick(value, self._fields), "content")
 
-    return extract
+    def together(self, values: Sequence[dict[str, Any]], path: str) -> Contents:
+        titles = _column(values, "title")
+        texts = [
+            without_title(text, title) if isinstance(text, str) and isinstance(title, str) else text
+            for text, title in zip(_column(values, "content"), titles, strict=True)
+        ]
+        return Contents(texts, titles, _picks(values, self._fields))
 
 
-def extract_wanjuan(meta_fields: list[str]) -> Extract:
+class ExtractWanjuan(ExtractTogether):
     """WanJuan 1.0 (CN): id, content; Exam-cn is rendered as text. The subset is the record's own, else the path's."""
-    fields = list(dict.fromkeys(["id", "q_type", "grade", "major", "keypoint", *meta_fields]))
 
-    def extract(value: dict[str, Any], path: str) -> Content:
+    def __init__(self, meta_fields: Sequence[str]) -> None:
+        self._fields = list(dict.fromkeys(["id", "q_type", "grade", "major", "keypoint", *meta_fields]))
+
+    def __call__(self, value: dict[str, Any], path: str) -> Content:
         own_subset = value.get("subset")
         subset = own_subset if isinstance(own_subset, str) else wanjuan_subset(path)
-        meta = {"subset": subset, **_pick(value, fields)}
+        meta = {"subset": subset, **_pick(value, self._fields)}
         if value.get("content") is None and (subset == "Exam-cn" or "q_main" in value):
             return Content(render_exam(value), None, meta, "q_main")
         return Content(value.get("content"), value.get("title"), meta, "content")
 
-    return extract
+    def together(self, values: Sequence[dict[str, Any]], path: str) -> Contents:
+        texts = _column(values, "content")
+        if None in texts:  # exams, or damage
+            return _each(self, values, path)
+        by_path = wanjuan_subset(path)
+        subsets = [own if isinstance(own, str) else by_path for own in _column(values, "subset")]
+        metas = [{"subset": subset, **meta} for subset, meta in zip(subsets, _picks(values, self._fields), strict=True)]
+        return Contents(texts, _column(values, "title"), metas)
 
 
 @functools.lru_cache(maxsize=64)
@@ -128,17 +160,12 @@ def without_title(text: str, title: str) -> str:
 
 def as_columns(extract: Extract, records: Records, path: str) -> Columns | None:
     """What all of `records` hold; None if one is nested too deep, or has bytes for a text, which may be anything."""
-    texts: Sequence[Any]
-    titles: Sequence[Any]
-    metas: Sequence[dict[str, Any]]
-    if isinstance(extract, ExtractFields):
-        texts, titles, metas = extract.columns(records.values)
-    else:
-        try:
-            texts, titles, metas, _ = zip(*map(extract, records.values, repeat(path)), strict=True)
-        except RecursionError:
-            return None
-    return None if bytes in set(map(type, texts)) else Columns(records.offsets, texts, titles, metas)
+    try:
+        together = extract.together if isinstance(extract, ExtractTogether) else functools.partial(_each, extract)
+        found = together(records.values, path)
+    except RecursionError:
+        return None
+    return None if bytes in set(map(type, found.texts)) else Columns(records.offsets, *found)
 
 
 def one_by_one(extract: Extract, found: Records | Columns, path: str) -> Iterator[tuple[int, Callable[[], Content]]]:
@@ -150,8 +177,24 @@ def one_by_one(extract: Extract, found: Records | Columns, path: str) -> Iterato
     return zip(found.offsets, (functools.partial(Content, *row) for row in rows), strict=True)
 
 
+def _each(extract: Extract, values: Sequence[dict[str, Any]], path: str) -> Contents:
+    texts, titles, metas, _ = zip(*map(extract, values, repeat(path)), strict=True)
+    return Contents(texts, titles, metas)
+
+
+def _column(values: Sequence[dict[str, Any]], field: str) -> list[Any]:
+    return [value.get(field) for value in values]
+
+
+def _picks(values: Sequence[dict[str, Any]], fields: Sequence[str]) -> list[dict[str, object]]:
+    """`_pick` of each; fields that none of them has are not looked for in each."""
+    there = set().union(*values) if fields else ()
+    fields = [field for field in fields if field in there]
+    return [_pick(value, fields) for value in values] if fields else [{}] * len(values)
+
+
 def _pick(value: dict[str, Any], fields: Sequence[str]) -> dict[str, object]:
-    return {field: found for field in fields if (found := value.get(field)) is not None} if fields else {}
+    return {field: found for field in fields if (found := value.get(field)) is not None}
 
 
 def _plain(value: object) -> str:

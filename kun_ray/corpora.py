@@ -20,7 +20,7 @@ from ray.data.block import BlockMetadata
 
 from kun_ray import schema
 from kun_ray.config import KunError, one_of, require, without_credentials
-from kun_ray.contents import Extract, ExtractFields, extract_wanjuan, extract_wudao
+from kun_ray.contents import Extract, ExtractFields, ExtractWanjuan, ExtractWudao
 from kun_ray.documents import read_documents
 from kun_ray.listing import DATA_SUFFIXES, expand
 from kun_ray.sources import ON_READ_ERROR, CorpusFile
@@ -198,7 +198,7 @@ def read_file(config: CorpusConfig, file: CorpusFile) -> Iterator[pa.Table]:
 
 def extract_of(config: CorpusConfig) -> Extract:
     if config.format == "wudao":
-        return extract_wudao(config.meta_fields)
+        return ExtractWudao(config.meta_fields)
     if config.format == "wanjuan":
-        return extract_wanjuan(config.meta_fields)
+        return ExtractWanjuan(config.meta_fields)
     return ExtractFields(config.text_field, config.title_field, config.meta_fields)

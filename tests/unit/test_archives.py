@@ -10,7 +10,7 @@ import pytest
 from packed_files import special, tar
 
 from kun_ray.archives import ByteStream, GunzipStream
-from kun_ray.contents import extract_wanjuan
+from kun_ray.contents import ExtractWanjuan
 from kun_ray.documents import read_documents
 from kun_ray.sources import CorpusFile, StreamError
 
@@ -21,7 +21,7 @@ LINES = b"\n".join(json.dumps({"id": str(i), "content": text}).encode() for i, t
 def read(path, data: bytes) -> list[dict]:
     path.write_bytes(data)
     file = CorpusFile(str(path), path.name, len(data))
-    return [row for table in read_documents(file, "w", extract_wanjuan([])) for row in table.to_pylist()]
+    return [row for table in read_documents(file, "w", ExtractWanjuan([])) for row in table.to_pylist()]
 
 
 def outcome(rows: list[dict]) -> list[tuple[str, str | None]]:

@@ -74,7 +74,7 @@ def test_a_corpus(copy: Copy, tmp_path: Path) -> None:
     copy.append("contents.py", function)
     copy.insert("corpora.py", '"jsonl", "parquet")', '"forum", ')
     copy.insert("corpora.py", "    return ExtractFields(", lines)
-    copy.insert("corpora.py", "extract_wanjuan, ", "extract_forum, ")
+    copy.insert("corpora.py", "ExtractWanjuan, ", "extract_forum, ")
     threads = [
         {"subject": "怎样煮面", "posts": ["水要多，火要大，面下锅后先搅散。", "谢谢！"], "board": "厨房"},
         {"subject": "空", "posts": []},

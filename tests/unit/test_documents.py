@@ -166,12 +166,16 @@ def test_skypile_reads_lines_gzip_and_parquet_alike(tmp_path):
 
 ODD = [
     {"text": "好"}, {"text": ""}, {"text": None}, {"text": 3}, {}, {"text": "有题", "title": "题"}, {"text": "题", "title": 4},
-    {"text": "有网址", "url": "u"}, {"text": "大数", "url": 10**30}, {"text": "深", "url": [[[{"a": None}]]]}, {"text": "制表\x01"},
+    {"text": "题目很好。 正文", "title": "题目很好。", "id": 7, "grade": None}, {"text": "有子集", "subset": "Law-cn", "major": ["法"]},
+    {"q_main": "一加一？", "std_ans": "二", "q_type": "填空"}, {"text": "有网址", "url": "u"}, {"text": "大数", "url": 10**30}, {"text": "深", "url": [[[{"a": None}]]]}, {"text": "制表\x01"},
 ]  # fmt: skip
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.sampled_from([*ODD, "{", "[1]", ""]), max_size=30), st.sampled_from(["jsonl", "wudao", "parquet"]))
+@given(
+    st.lists(st.sampled_from([*ODD, "{", "[1]", ""]), max_size=30),
+    st.sampled_from(["jsonl", "wudao", "wanjuan", "parquet"]),
+)
 def test_records_become_the_same_rows_together_and_one_by_one(tmp_path, records, format):
     path = tmp_path / f"x.{format}"
     if format == "parquet":
@@ -182,11 +186,14 @@ def test_records_become_the_same_rows_together_and_one_by_one(tmp_path, records,
         pq.write_table(pa.table({"text": pa.array(columns["text"], pa.string()), "title": titles, "url": urls}), path)
     else:
         found = [record if isinstance(record, str) else json.dumps(record, ensure_ascii=False) for record in records]
-        path.write_text("\n".join(found) if format == "jsonl" else f"[{','.join(found)}]".replace("text", "content"))
-    corpus = config(path, format, **({} if format == "wudao" else {"title_field": "title", "meta_fields": ["url"]}))
+        text = f"[{','.join(found)}]" if format == "wudao" else "\n".join(found)
+        path.write_text(text if format == "jsonl" else text.replace("text", "content"))
+    fields = {} if format in ("wudao", "wanjuan") else {"title_field": "title"}
+    corpus = config(path, format, meta_fields=["url"], **fields)
     together = rows(corpus)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(documents._Block, "extend", lambda *_: False)
+        patch.setattr(documents, "as_columns", lambda *_: None)
         patch.setattr(parquet, "_columns", lambda *_: None)
         assert rows(corpus) == together
 
