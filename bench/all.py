@@ -25,7 +25,7 @@ import table
 from machine import PASSING, RESULTS
 
 HERE = Path(__file__).parent
-OF_CORPORA = {"ingest", "near_duplicates"}
+OF_CORPORA = {"ingest", "near_duplicates", "reader_pieces"}
 """Those that take the text of `make corpora`."""
 END_S = 25.0
 """A benchmark that is given up may take so long to end."""
@@ -56,6 +56,7 @@ ON_CPU = [
     Run("rows", "", "--rows 500 1000", seconds=3600),
     Run("replicas", "", "--replicas 1 2 --seconds 10", seconds=1800),
     Run("ingest", "--mb 20 --chain-mb 0.5", "--short", seconds=1800),
+    Run("reader_pieces", "", "--short"),
     Run("near_duplicates", "", "--short", seconds=1800),
     Run("training", "--steps 6", "--short", seconds=2400),
     Run("training_profile", "", "--short --steps 1"),

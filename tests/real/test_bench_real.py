@@ -17,7 +17,18 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    "name", ["engine", "verdicts", "replicas", "ingest", "near_duplicates", "training_profile", "padding", "startup"]
+    "name",
+    [
+        "engine",
+        "verdicts",
+        "replicas",
+        "ingest",
+        "near_duplicates",
+        "reader_pieces",
+        "training_profile",
+        "padding",
+        "startup",
+    ],
 )
 def test_the_benchmark_runs(name: str, tmp_path: Path) -> None:
     command = [sys.executable, "bench/all.py", "--short", "--only", name, "--out", str(tmp_path)]
