@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import random
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ from typing import Any
 
 import ray
 import ray.data
-from machine import PASSING, write
+from machine import PASSING, sure, write
 from shapes import SHAPES, card_limits, save_shape, texts
 from sides import CORES, OurRun, engines_cpu_s, give_engines_their_cores, new_raw
 
@@ -170,10 +169,7 @@ def summarise(options: argparse.Namespace, turns: list[dict[str, Any]], limits: 
 
 
 def efficiency(turns: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over the pairs of kun_ray's tokens/s ÷ vllm.LLM's, also since the opening of the input.
-
-    The interval holds 90% of the medians of pairs drawn again: engines first, then pairs of each (a bootstrap of both).
-    """
+    """Medians over the pairs of kun_ray's tokens/s ÷ vllm.LLM's, also since the opening of the input."""
     of_engines: dict[int, list[float]] = {}
     opening: list[float] = []
     theirs = {(t["engines"], t["pair"]): t for t in turns if t["who"] == "vllm.LLM"}
@@ -191,15 +187,10 @@ def efficiency(turns: list[dict[str, Any]]) -> dict[str, Any]:
         / sum(t["seconds"] for t in turns if t["who"] == who)
         for who in ("kun_ray", "vllm.LLM")
     }
-    draw, again = random.Random(0), []
-    for _ in range(2000):
-        drawn = [draw.choices(group, k=len(group)) for group in draw.choices(groups, k=len(groups))]
-        again.append(statistics.median(ratio for group in drawn for ratio in group))
-    edges = statistics.quantiles(again, n=20)
-    sure = {"efficiency_90_percent": [round(edges[0], 4), round(edges[-1], 4)]} if len(ratios) > 2 else {}
+    interval = {"efficiency_90_percent": sure(groups)} if len(ratios) > 2 else {}
     return {
         "efficiency": round(statistics.median(ratios), 4),
-        **sure,
+        **interval,
         "efficiency_of_totals": round(total["kun_ray"] / total["vllm.LLM"], 4),
         "efficiency_min_max": [round(min(ratios), 4), round(max(ratios), 4)],
         "efficiency_of_engines": [round(statistics.median(group), 4) for group in groups],

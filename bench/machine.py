@@ -45,6 +45,16 @@ def spread(values: Sequence[float]) -> dict[str, float | int]:
     return {"median": rounded[0], "least": rounded[1], "most": rounded[2], "runs": len(values)}
 
 
+def sure(groups: Sequence[Sequence[float]]) -> list[float]:
+    """Holds 90% of the medians of values drawn again, groups first, then values of each (a bootstrap of both)."""
+    draw, again = random.Random(0), []
+    for _ in range(2000):
+        drawn = [draw.choices(group, k=len(group)) for group in draw.choices(groups, k=len(groups))]
+        again.append(statistics.median(value for group in drawn for value in group))
+    edges = statistics.quantiles(again, n=20)
+    return [round(edges[0], 4), round(edges[-1], 4)]
+
+
 def write(out: Path, name: str, result: dict[str, Any]) -> Path:
     """Writes `<out>/<name>.json`, whole or not at all: the machine, the date and the result."""
     out.mkdir(parents=True, exist_ok=True)

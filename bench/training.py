@@ -1,6 +1,7 @@
 """What packing gains, what the training loop costs beside plain PyTorch, and how near a card's limit it comes.
 
     python bench/training.py                         on CPUs; --data FILE takes the lengths of an Alpaca file of yours
+    python bench/training.py --loops                 only what the loop costs: more steps of fewer contestants
     python bench/training.py --short                 the same with fewer steps and a smaller model, for CI
     python bench/training.py --gpu --out DIR         MFU of 0.5B–3B random-weight Llamas at 4,096 tokens, on one GPU
     python bench/training.py --gpu --smoke           the same path with a tiny model on CPUs
@@ -81,11 +82,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=machine.RESULTS)
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--data", type=Path, help="Alpaca .json or .jsonl whose lengths stand for real ones")
+    parser.add_argument("--loops", action="store_true")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--smoke", action="store_true", help="with --gpu: tiny shapes on CPUs")
     parser.add_argument("--steps", type=int, help="optimizer steps of each contestant that count")
     options = parser.parse_args()
-    options.name = "training" + ("-gpu" if options.gpu else "") + ("-short" if options.short or options.smoke else "")
+    options.name = (
+        "training"
+        + ("-gpu" if options.gpu else "-loops" if options.loops else "")
+        + ("-short" if options.short or options.smoke else "")
+    )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # or its folder would stay
     os.environ |= {**QUIET, "DS_ACCELERATOR": "cuda" if options.gpu and not options.smoke else "cpu"}
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # DeepSpeed compiles with ninja
@@ -98,11 +104,14 @@ def main() -> None:
 
 def on_cpu(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Packing and overhead with a model of tens of millions of parameters, float32, one rank on all cores."""
-    files = {"seeds": write_pairs(folder / "seeds.jsonl", tiny.seeds())}
+    files = {}
+    if options.short or not options.loops:
+        files["seeds"] = write_pairs(folder / "seeds.jsonl", tiny.seeds())
     if not options.short:
         files["alpaca_zh"] = str(options.data) if options.data else write_pairs(folder / "alpaca.jsonl", drawn(600))
-    shape, steps = ("tiny", options.steps or 2) if options.short else ("29m", options.steps or 9)
-    names = ["packed", "padded", "arrival", "torch", "deepspeed"]
+    steps = options.steps or (2 if options.short else 24 if options.loops else 9)
+    shape = "tiny" if options.short else "29m"
+    names = ["packed", "torch", "deepspeed"] if options.loops else ["packed", "padded", "arrival", "torch", "deepspeed"]
     found = in_process(measure, Turn(shape, names, steps, files, ON_CPU), folder)
     return {"shape": shape, "sources": {name: Path(file).name for name, file in files.items()}, **found}
 
@@ -222,6 +231,11 @@ class Contest:
             "speed_ratios": ratios,
             "loop_overhead": {
                 name: round(1 / ratios[f"packed_over_{name}"]["median"] - 1, 4)
+                for name in ("torch", "deepspeed")
+                if name in counted
+            },
+            "loop_overhead_90_percent": {
+                name: machine.sure([[a / b - 1 for a, b in zip(counted["packed"], counted[name], strict=True)]])
                 for name in ("torch", "deepspeed")
                 if name in counted
             },
