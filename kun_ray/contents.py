@@ -40,13 +40,18 @@ class Contents(NamedTuple):
 
 
 class ExtractTogether(abc.ABC):
-    """An Extract that also finds the contents of several records of a file: the same as a call for each, for less."""
+    """An Extract that finds the contents of several records of a file in one go, for less than a call for each."""
+
+    text_field: str
+    """Where the text stands, for errors."""
 
     @abc.abstractmethod
-    def __call__(self, value: dict[str, Any], path: str) -> Content: ...
+    def together(self, values: Sequence[dict[str, Any]], path: str) -> Contents:
+        """What these records hold, in their order."""
 
-    @abc.abstractmethod
-    def together(self, values: Sequence[dict[str, Any]], path: str) -> Contents: ...
+    def __call__(self, value: dict[str, Any], path: str) -> Content:
+        texts, titles, metas = self.together([value], path)
+        return Content(texts[0], titles[0], metas[0], self.text_field)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +66,6 @@ class ExtractFields(ExtractTogether):
         """All fields that are looked at."""
         return [self.text_field, *([] if self.title_field is None else [self.title_field]), *self.meta_fields]
 
-    def __call__(self, value: dict[str, Any], path: str) -> Content:
-        title = None if self.title_field is None else value.get(self.title_field)
-        return Content(value.get(self.text_field), title, _pick(value, self.meta_fields), self.text_field)
-
     def together(self, values: Sequence[dict[str, Any]], path: str) -> Contents:
         titles = [None] * len(values) if self.title_field is None else _column(values, self.title_field)
         return Contents(_column(values, self.text_field), titles, _picks(values, self.meta_fields))
@@ -73,14 +74,10 @@ class ExtractFields(ExtractTogether):
 class ExtractWudao(ExtractTogether):
     """WuDaoCorpora 2.0: id, uniqueKey, titleUkey, dataType, title, content. A title that content repeats is cut off."""
 
+    text_field = "content"
+
     def __init__(self, meta_fields: Sequence[str]) -> None:
         self._fields = list(dict.fromkeys(["id", "uniqueKey", "titleUkey", "dataType", *meta_fields]))
-
-    def __call__(self, value: dict[str, Any], path: str) -> Content:
-        text, title = value.get("content"), value.get("title")
-        if isinstance(text, str) and isinstance(title, str):
-            text = without_title(text, title)
-        return Content(text, title, _pick(value, self._fields), "content")
 
     def together(self, values: Sequence[dict[str, Any]], path: str) -> Contents:
         titles = _column(values, "title")
@@ -94,6 +91,8 @@ class ExtractWudao(ExtractTogether):
 class ExtractWanjuan(ExtractTogether):
     """WanJuan 1.0 (CN): id, content; Exam-cn is rendered as text. The subset is the record's own, else the path's."""
 
+    text_field = "content"
+
     def __init__(self, meta_fields: Sequence[str]) -> None:
         self._fields = list(dict.fromkeys(["id", "q_type", "grade", "major", "keypoint", *meta_fields]))
 
@@ -103,7 +102,7 @@ class ExtractWanjuan(ExtractTogether):
         meta = {"subset": subset, **_pick(value, self._fields)}
         if value.get("content") is None and (subset == "Exam-cn" or "q_main" in value):
             return Content(render_exam(value), None, meta, "q_main")
-        return Content(value.get("content"), value.get("title"), meta, "content")
+        return Content(value.get("content"), value.get("title"), meta, self.text_field)
 
     def together(self, values: Sequence[dict[str, Any]], path: str) -> Contents:
         texts = _column(values, "content")
@@ -188,12 +187,13 @@ def _column(values: Sequence[dict[str, Any]], field: str) -> list[Any]:
 
 def _picks(values: Sequence[dict[str, Any]], fields: Sequence[str]) -> list[dict[str, object]]:
     """`_pick` of each; fields that none of them has are not looked for in each."""
-    there = set().union(*values) if fields else ()
+    there = set[str]().union(*values) if fields else set[str]()
     fields = [field for field in fields if field in there]
     return [_pick(value, fields) for value in values] if fields else [{}] * len(values)
 
 
 def _pick(value: dict[str, Any], fields: Sequence[str]) -> dict[str, object]:
+    """The fields that it has."""
     return {field: found for field in fields if (found := value.get(field)) is not None}
 
 
