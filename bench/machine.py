@@ -40,9 +40,10 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def spread(values: Sequence[float]) -> dict[str, float | int]:
-    """Median, least, most and number of repeated measurements."""
-    rounded = [float(f"{value:.4g}") for value in (statistics.median(values), min(values), max(values))]
-    return {"median": rounded[0], "least": rounded[1], "most": rounded[2], "runs": len(values)}
+    """Median, mean, least, most and number of repeated measurements."""
+    found = {"median": statistics.median(values), "mean": statistics.fmean(values)}
+    found |= {"least": min(values), "most": max(values)}
+    return {**{name: float(f"{value:.4g}") for name, value in found.items()}, "runs": len(values)}
 
 
 def sure(groups: Sequence[Sequence[float]]) -> list[float]:
