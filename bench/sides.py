@@ -222,12 +222,14 @@ class Raw:
         }
         rates: dict[str, list[float]] = {name: [] for name in ways}
         cached: dict[str, list[float]] = {name: [] for name in ways}
+        lengths: list[int] = []
         forth, back = [*ways], [*ways][::-1]
         for number, name in enumerate([*forth, *back, *forth, *back]):
-            instructions = [
-                row["text"][20 * number : 20 * number + 60] for row in rows
-            ]  # else a turn finds all in the cache
+            start = 14 * number  # other words in each turn, else it finds all of them in the cache
+            instructions = [row["text"][start : start + 60] for row in rows]
+            assert all(len(instruction) == 60 for instruction in instructions), "texts are too short for so many turns"
             prompts = [{"prompt_token_ids": self._rubric.render({"instruction": text})} for text in instructions]
+            lengths += [len(prompt["prompt_token_ids"]) for prompt in prompts]
             started = time.perf_counter()
             outputs = self._llm.generate(prompts, ways[name], use_tqdm=False)  # type: ignore[arg-type]
             if number >= len(ways):  # the first round warms up
@@ -237,7 +239,7 @@ class Raw:
         medians = {name: statistics.median(rate) for name, rate in rates.items()}
         return {
             "rows": len(rows),
-            "prompt_tokens_each": len(prompts[0]["prompt_token_ids"]),
+            "prompt_tokens_mean": round(statistics.mean(lengths), 1),
             **{f"{name}_rows_per_s": round(rate, 1) for name, rate in medians.items()},
             **{f"choose_over_{name}": round(medians["choose"] / medians[name], 2) for name in forth[1:]},
             "prefix_cache_hit_rate": {name: round(statistics.median(found), 4) for name, found in cached.items()},
