@@ -7,7 +7,7 @@
     python bench/training.py --gpu --smoke           the same path with a tiny model on CPUs
 
 Every step of kun_ray is the loop's own (`kun_ray.train.loop`), on one rank without Ray Train, with ZeRO-3, the driver's
-Line and metrics.jsonl. Contestants take the same steps of the same data in turn (A B C, C B A, …); the first step warms up.
+Line and metrics.jsonl. Contestants take the same steps of the same data in turn (A B C, C B A, B C A, A C B, …); the first step warms up.
 `packed` and `padded` are the configuration's two values; `arrival` pads without sorting, in the order in which samples come,
 as trainers do whose batches are drawn at random. `torch` and `deepspeed` (plain_loop.py) get the packed tensors ready-made.
 """
@@ -111,7 +111,8 @@ def on_cpu(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         files["alpaca_zh"] = str(options.data) if options.data else write_pairs(folder / "alpaca.jsonl", drawn(600))
     steps = options.steps or (2 if options.short else 24 if options.loops else 9)
     shape = "tiny" if options.short else "29m"
-    names = ["packed", "torch", "deepspeed"] if options.loops else ["packed", "padded", "arrival", "torch", "deepspeed"]
+    names = ["packed", *([] if options.loops else ["padded", "arrival"])]
+    names += PLAIN if options.loops or options.short else []
     found = in_process(measure, Turn(shape, names, steps, files, ON_CPU), folder)
     return {"shape": shape, "sources": {name: Path(file).name for name, file in files.items()}, **found}
 
@@ -205,7 +206,7 @@ class Contest:
         for number in range(self._turn.steps + 1):
             batch = next(batches)
             useful.append(int(samples.num_supervised[batch].sum()))
-            for name in self._turn.names if number % 2 else reversed(self._turn.names):
+            for name in in_turn(self._turn.names, number):
                 gc.collect()
                 seconds, loss = self._timed(name, samples, batch, number)
                 times[name].append(seconds)
@@ -239,6 +240,7 @@ class Contest:
                 for name in ("torch", "deepspeed")
                 if name in counted
             },
+            "seconds_of_each_step": {name: [round(s, 3) for s in seconds] for name, seconds in counted.items()},
             "mfu": self._mfu(counted, samples),
             "first_losses": losses,
         }
@@ -284,6 +286,13 @@ class Contest:
 
 
 PLAIN = ("torch", "deepspeed")
+
+
+def in_turn(names: list[str], number: int) -> list[str]:
+    """The order of a round: each name is first, in the middle and last, before and behind each other, equally often."""
+    first = number // 2 % len(names)
+    order = names[first:] + names[:first]
+    return order if number % 2 else order[::-1]
 
 
 def write_pairs(path: Path, pairs: list[dict[str, str]]) -> str:

@@ -37,21 +37,20 @@ class Contents(NamedTuple):
     texts: Sequence[object]
     titles: Sequence[object]
     metas: Sequence[dict[str, object]]
+    text_fields: Sequence[str]
+    """Where each text stands, for errors."""
 
 
 class ExtractTogether(abc.ABC):
     """An Extract that finds the contents of several records of a file in one go, for less than a call for each."""
-
-    text_field: str
-    """Where the text stands, for errors."""
 
     @abc.abstractmethod
     def together(self, values: Sequence[dict[str, Any]], path: str) -> Contents:
         """What these records hold, in their order."""
 
     def __call__(self, value: dict[str, Any], path: str) -> Content:
-        texts, titles, metas = self.together([value], path)
-        return Content(texts[0], titles[0], metas[0], self.text_field)
+        texts, titles, metas, text_fields = self.together([value], path)
+        return Content(texts[0], titles[0], metas[0], text_fields[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +67,12 @@ class ExtractFields(ExtractTogether):
 
     def together(self, values: Sequence[dict[str, Any]], path: str) -> Contents:
         titles = [None] * len(values) if self.title_field is None else _column(values, self.title_field)
-        return Contents(_column(values, self.text_field), titles, _picks(values, self.meta_fields))
+        metas = _picks(values, self.meta_fields)
+        return Contents(_column(values, self.text_field), titles, metas, [self.text_field] * len(values))
 
 
 class ExtractWudao(ExtractTogether):
     """WuDaoCorpora 2.0: id, uniqueKey, titleUkey, dataType, title, content. A title that content repeats is cut off."""
-
-    text_field = "content"
 
     def __init__(self, meta_fields: Sequence[str]) -> None:
         self._fields = list(dict.fromkeys(["id", "uniqueKey", "titleUkey", "dataType", *meta_fields]))
@@ -85,33 +83,25 @@ class ExtractWudao(ExtractTogether):
             without_title(text, title) if isinstance(text, str) and isinstance(title, str) else text
             for text, title in zip(_column(values, "content"), titles, strict=True)
         ]
-        return Contents(texts, titles, _picks(values, self._fields))
+        return Contents(texts, titles, _picks(values, self._fields), ["content"] * len(values))
 
 
 class ExtractWanjuan(ExtractTogether):
     """WanJuan 1.0 (CN): id, content; Exam-cn is rendered as text. The subset is the record's own, else the path's."""
 
-    text_field = "content"
-
     def __init__(self, meta_fields: Sequence[str]) -> None:
         self._fields = list(dict.fromkeys(["id", "q_type", "grade", "major", "keypoint", *meta_fields]))
 
-    def __call__(self, value: dict[str, Any], path: str) -> Content:
-        own_subset = value.get("subset")
-        subset = own_subset if isinstance(own_subset, str) else wanjuan_subset(path)
-        meta = {"subset": subset, **_pick(value, self._fields)}
-        if value.get("content") is None and (subset == "Exam-cn" or "q_main" in value):
-            return Content(render_exam(value), None, meta, "q_main")
-        return Content(value.get("content"), value.get("title"), meta, self.text_field)
-
     def together(self, values: Sequence[dict[str, Any]], path: str) -> Contents:
-        texts = _column(values, "content")
-        if None in texts:  # exams, or damage
-            return _each(self, values, path)
+        texts, titles = _column(values, "content"), _column(values, "title")
+        text_fields = ["content"] * len(values)
         by_path = wanjuan_subset(path)
         subsets = [own if isinstance(own, str) else by_path for own in _column(values, "subset")]
         metas = [{"subset": subset, **meta} for subset, meta in zip(subsets, _picks(values, self._fields), strict=True)]
-        return Contents(texts, _column(values, "title"), metas)
+        for row in [row for row, text in enumerate(texts) if text is None]:
+            if subsets[row] == "Exam-cn" or "q_main" in values[row]:
+                texts[row], titles[row], text_fields[row] = render_exam(values[row]), None, "q_main"
+        return Contents(texts, titles, metas, text_fields)
 
 
 @functools.lru_cache(maxsize=64)
@@ -171,14 +161,12 @@ def one_by_one(extract: Extract, found: Records | Columns, path: str) -> Iterato
     """The offset of each record, and a function that finds its content, which may raise RecursionError."""
     if isinstance(found, Records):
         return zip(found.offsets, (functools.partial(extract, value, path) for value in found.values), strict=True)
-    assert isinstance(extract, ExtractFields), "columns come from Parquet, and only where fields are plain"
-    rows = zip(found.texts, found.titles, found.metas, repeat(extract.text_field))
-    return zip(found.offsets, (functools.partial(Content, *row) for row in rows), strict=True)
+    contents = zip(found.texts, found.titles, found.metas, found.text_fields, strict=True)
+    return zip(found.offsets, (functools.partial(Content, *content) for content in contents), strict=True)
 
 
 def _each(extract: Extract, values: Sequence[dict[str, Any]], path: str) -> Contents:
-    texts, titles, metas, _ = zip(*map(extract, values, repeat(path)), strict=True)
-    return Contents(texts, titles, metas)
+    return Contents(*zip(*map(extract, values, repeat(path)), strict=True))
 
 
 def _column(values: Sequence[dict[str, Any]], field: str) -> list[Any]:

@@ -7,7 +7,6 @@ a file's content leaves this module.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, repeat
 from typing import Any
@@ -48,11 +47,13 @@ def read_documents(
             yield block.take()
         if isinstance(found, Record):
             block.fail(name, found)
-        elif not block.extend(name, found if isinstance(found, Columns) else as_columns(extract, found, path)):
-            for offset, read in one_by_one(extract, found, path):
-                block.add(name, offset, read)
-                if block.num_bytes >= MAX_BLOCK_BYTES:
-                    yield block.take()
+        else:
+            columns = found if isinstance(found, Columns) else as_columns(extract, found, path)
+            if not block.extend(name, columns):
+                for offset, read in one_by_one(extract, found if columns is None else columns, path):
+                    block.add(name, offset, read)
+                    if block.num_bytes >= MAX_BLOCK_BYTES:
+                        yield block.take()
         if block.num_bytes >= MAX_BLOCK_BYTES:
             yield block.take()
     if block.num_rows():
@@ -118,7 +119,7 @@ class _Block:
         """Rows of records that are all as they should be; False if it leaves them to `add`, one by one."""
         if columns is None or not {str, type(None)}.issuperset(map(type, columns.titles)):
             return False
-        offsets, values, titles, metas = columns
+        offsets, values, titles, metas, _ = columns
         kinds = set(map(type, values))
         if kinds not in ({str}, {bytes}):
             return False
@@ -226,7 +227,14 @@ def _meta_json(meta: dict[str, Any]) -> bytes:
     try:
         return _fast_json(meta)
     except TypeError:
-        return json.dumps({key: _repr(value) for key, value in meta.items()}, ensure_ascii=False).encode()
+        return _fast_json({key: value if _is_plain(value) else _repr(value) for key, value in meta.items()})
+
+
+def _is_plain(value: object) -> bool:
+    try:
+        return bool(orjson.dumps(value, default=_repr))
+    except TypeError:
+        return False
 
 
 def _fast_json(meta: dict[str, Any]) -> bytes:

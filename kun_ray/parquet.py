@@ -9,16 +9,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kun_ray.contents import ExtractFields
-from kun_ray.records import MAX_TOGETHER, Columns, Found, Record, Records
+from kun_ray.records import Columns, Found, Record, Records, short
 from kun_ray.sources import Source, StreamError
 
+ROWS_TOGETHER, BYTES_TOGETHER = 256, 16 << 20
+"""Most rows that are read together, and about the most bytes of them, by what the row group says of itself."""
+MAX_LOST_ROWS = 1 << 20
+"""Most rows of a row group that fail one by one, as many as writers put into one. More are lost as one: a damaged file may claim any number."""
 _TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 
 
 def split_parquet(source: Source, wanted: ExtractFields | None = None) -> Iterator[Found]:
     """Every row of a Parquet file; the offset of a record is its row number.
 
-    A row group whose columns cannot be read leaves one failed record per row, and the next one is read. A value that
+    A row group whose columns cannot be read leaves one failed record per row (one of all if they are more than a million), and the next one is read. A value that
     Python cannot hold (a string that is no UTF-8, a date in the year 300000) is an exception in its place.
 
     Args:
@@ -31,23 +35,28 @@ def split_parquet(source: Source, wanted: ExtractFields | None = None) -> Iterat
         parquet = pq.ParquetFile(pa.PythonFile(source, mode="r"))
         names = parquet.schema_arrow.names
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        yield Record(0, None, "bad_parquet", str(error)[:200])
+        yield Record(0, None, "bad_parquet", short(error))
         return
     plain = wanted if wanted is not None and wanted.text_field in names else None
     columns = None if plain is None else [name for name in plain.fields() if name in names]
     for group in range(parquet.num_row_groups):
-        end = row + parquet.metadata.row_group(group).num_rows
+        about = parquet.metadata.row_group(group)
+        end = row + about.num_rows
+        num_together = max(1, min(ROWS_TOGETHER, BYTES_TOGETHER * about.num_rows // max(about.total_byte_size, 1)))
         try:
-            for batch in parquet.iter_batches(MAX_TOGETHER, row_groups=[group], columns=columns):
+            for batch in parquet.iter_batches(num_together, row_groups=[group], columns=columns):
                 if batch.num_rows:
                     yield (None if plain is None else _columns(row, batch, plain)) or _records(row, batch)
                 row += batch.num_rows
         except StreamError as error:
-            yield Record(row, None, error.reason, str(error)[:200])
+            yield Record(row, None, error.reason, short(error))
             return
         except (pa.ArrowException, OSError) as error:
-            for lost in range(row, end):
-                yield Record(lost, None, "bad_parquet", str(error)[:200])
+            lost, what = range(row, end), short(error)
+            if len(lost) > MAX_LOST_ROWS:
+                lost, what = range(row, row + 1), f"{len(lost)} rows: {what}"
+            for place in lost:
+                yield Record(place, None, "bad_parquet", what)
         row = end
 
 
@@ -64,7 +73,8 @@ def _columns(first: int, batch: pa.RecordBatch, wanted: ExtractFields) -> Column
         nothing, title = [None] * batch.num_rows, wanted.title_field
         titles = nothing if title is None else found.get(title, nothing)
         offsets = range(first, first + batch.num_rows)
-        return Columns(offsets, _plain(texts), titles, metas or [{}] * batch.num_rows)
+        text_fields = [wanted.text_field] * batch.num_rows
+        return Columns(offsets, _plain(texts), titles, metas or [{}] * batch.num_rows, text_fields)
     except Exception:  # Arrow checks neither what a file calls a string nor what a date of Python can hold
         return None
 
@@ -84,11 +94,13 @@ def _utf8(column: Any) -> Any:
     """A column of text as bytes that Arrow has found to be UTF-8; None for any other. Raises pa.ArrowInvalid."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if not any(is_type(column.type) for is_type in _TEXT_TYPES):
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column.validate(full=True)
+    elif pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        column = column.cast(pa.large_string())  # looks at every byte
+    else:
         return None
-    column = column.cast(pa.large_string())
-    column.validate(full=True)
-    return column.view(pa.large_binary())
+    return column.view(pa.binary() if pa.types.is_string(column.type) else pa.large_binary())
 
 
 def _plain(column: Any) -> list[Any]:

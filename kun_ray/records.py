@@ -36,6 +36,7 @@ class Columns(NamedTuple):
     texts: Sequence[Any]
     titles: Sequence[Any]
     metas: Sequence[dict[str, Any]]
+    text_fields: Sequence[str]
 
 
 Found = Columns | Records | Record

@@ -173,10 +173,11 @@ ODD = [
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.lists(st.sampled_from([*ODD, "{", "[1]", ""]), max_size=30),
+    st.lists(st.sampled_from([*ODD, *[{"text": "如常"}] * 30, "{", "[1]", ""]), max_size=300),
     st.sampled_from(["jsonl", "wudao", "wanjuan", "parquet"]),
+    st.sampled_from([3000, 16 << 20]),
 )
-def test_records_become_the_same_rows_together_and_one_by_one(tmp_path, records, format):
+def test_records_become_the_same_rows_together_and_one_by_one(tmp_path, records, format, most_bytes):
     path = tmp_path / f"x.{format}"
     if format == "parquet":
         found = [record for record in records if isinstance(record, dict) and record.get("text") != 3]
@@ -190,8 +191,9 @@ def test_records_become_the_same_rows_together_and_one_by_one(tmp_path, records,
         path.write_text(text if format == "jsonl" else text.replace("text", "content"))
     fields = {} if format in ("wudao", "wanjuan") else {"title_field": "title"}
     corpus = config(path, format, meta_fields=["url"], **fields)
-    together = rows(corpus)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "MAX_BLOCK_BYTES", most_bytes)
+        together = rows(corpus)
         patch.setattr(documents._Block, "extend", lambda *_: False)
         patch.setattr(documents, "as_columns", lambda *_: None)
         patch.setattr(parquet, "_columns", lambda *_: None)
@@ -249,7 +251,7 @@ def test_parquet_that_is_not_as_it_should_be(tmp_path):
     }
 
 
-def test_a_damaged_row_group_fails_row_by_row_and_the_next_is_read(tmp_path):
+def test_a_damaged_row_group_fails_row_by_row_and_the_next_is_read(tmp_path, monkeypatch):
     path = tmp_path / "x.parquet"
     pq.write_table(
         pa.table({"text": [os.urandom(50).hex() for _ in range(300)]}), path, row_group_size=100, use_dictionary=False
@@ -261,6 +263,21 @@ def test_a_damaged_row_group_fails_row_by_row_and_the_next_is_read(tmp_path):
     found = rows(config(path, "parquet"))
     assert [row["reason"] for row in found] == [None] * 100 + ["bad_parquet"] * 100 + [None] * 100
     assert [json.loads(row["meta"])["offset"] for row in found] == list(range(300))
+
+    monkeypatch.setattr(parquet, "MAX_LOST_ROWS", 99)  # a damaged file may claim any number of rows
+    found = rows(config(path, "parquet"))
+    assert [row["reason"] for row in found] == [None] * 100 + ["bad_parquet"] + [None] * 100
+    assert json.loads(found[100]["meta"])["error"].startswith("100 rows: ")
+    assert [json.loads(row["meta"])["offset"] for row in found] == [*range(101), *range(200, 300)]
+
+
+def test_a_value_that_json_cannot_hold_leaves_the_others_of_its_meta_as_they_are(tmp_path):
+    path = tmp_path / "x.jsonl"
+    record = json.dumps({"text": "文X", "id": 7, "big": 10**30, "tags": ["a", None]})
+    path.write_text(record.replace("X", "\t"))  # a bare tab is for Python's parser, whose integers have no end
+    (found,) = rows(config(path, meta_fields=["id", "big", "tags", "absent"]))
+    meta = {"id": 7, "big": str(10**30), "tags": ["a", None], "file": "x.jsonl", "offset": 0}
+    assert json.loads(found["meta"]) == meta
 
 
 def test_empty_and_unreadable_files_leave_one_failed_row(tmp_path):
