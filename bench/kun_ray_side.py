@@ -1,8 +1,9 @@
 """Our half of bench/ingest.py: one turn of the readers and filters that prepare's tasks call, without Ray, on one core.
 
-    python bench/kun_ray_side.py TURN.json
-
-Prints one JSON object: the seconds of every part, and the documents that the filters keep.
+python bench/kun_ray_side.py TURN.json              prints one JSON object: the seconds of every part of the filters,
+                                                    and the documents that they keep
+python bench/kun_ray_side.py TURN.json --readers    reads what is named on each line of its input, and answers with
+                                                    the seconds
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ COMPARABLE = FilterConfig(max_markup_share=None, max_boilerplate_share=None, lan
 def main() -> None:
     turn = json.loads(Path(sys.argv[1]).read_text())
     os.sched_setaffinity(0, {turn["core"]})
+    if "--readers" in sys.argv:
+        serve(turn)
+        return
     corpus = CorpusConfig("bench", "jsonl", ["-"])
     config = PrepareConfig([corpus], "-", tokenizer=turn["tokenizer"])
     count = functools.partial(count_tokens, load_tokenizer(turn["tokenizer"], chat_template="chatml"))
@@ -54,13 +58,6 @@ def main() -> None:
     list(clean_block(table.slice(0, 20), config))  # loads models and tables
 
     seconds = {}
-    for name, layout in turn["layouts"].items():
-        corpus = CorpusConfig(**layout["config"])
-        assert read(corpus) == layout["rows"], f"{corpus.paths}: {read(corpus)} of {layout['rows']} rows"
-        work: Callable[[], object] = functools.partial(read, corpus)
-        seconds[f"read {name}"] = min(timed(work) for _ in range(turn["readings"]))
-        work = functools.partial(least, **turn["readers"][name])
-        seconds[f"least {name}"] = min(timed(work) for _ in range(turn["readings"]))
     seconds["filters"] = timed(lambda: chain(all_texts, config.filters, None))
     seconds["filters, tokens"] = timed(lambda: chain(all_texts, config.filters, count))
     seconds["whole task"] = timed(lambda: list(clean_block(table, config)))
@@ -69,6 +66,17 @@ def main() -> None:
     seconds |= by_filter(texts, config, count)
     kept = chain(texts, config.filters, count)
     print(json.dumps({"seconds": seconds, "kept": [index for index, reason in enumerate(kept) if reason is None]}))
+
+
+def serve(turn: dict[str, Any]) -> None:
+    """Answers each line of the input, `read LAYOUT` or `least LAYOUT`, with the seconds that it took."""
+    for line in sys.stdin:
+        kind, _, name = line.strip().partition(" ")
+        corpus = CorpusConfig(**turn["layouts"][name]["config"])
+        work = functools.partial(read, corpus) if kind == "read" else functools.partial(least, **turn["readers"][name])
+        found: list[int] = []
+        print(timed(lambda: found.append(work())), flush=True)  # noqa: B023 - called at once
+        assert found == [turn["layouts"][name]["rows"]], f"{line.strip()}: {found} rows"
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -82,10 +90,11 @@ def read(corpus: CorpusConfig) -> int:
     return sum(table.num_rows for file in list_files(corpus) for table in read_file(corpus, file))
 
 
-def least(folder: str, pattern: str, text_field: str, rows: int) -> None:
+def least(folder: str, pattern: str, text_field: str, **_: Any) -> int:
     """A reader of the simplest kind: unpack, parse, encode, hash, fill a table, by bare calls of the libraries.
 
     It is given what datatrove reads. Nothing is checked, no offset kept, no meta made; a broken record would end it.
+    Returns the rows.
     """
     path, num_rows = Path(folder, pattern), 0
     ids: list[str] = []
@@ -105,7 +114,7 @@ def least(folder: str, pattern: str, text_field: str, rows: int) -> None:
             if len(ids) >= TABLE or not lines:
                 num_rows += pa.table({"doc_id": pa.array(ids), "text": pa.array(texts, pa.binary())}).num_rows
                 ids, texts = [], []
-    assert num_rows == rows, f"{path}: {num_rows} of {rows} rows"
+    return num_rows
 
 
 def hashed(texts: Sequence[bytes]) -> list[str]:
