@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kun_ray.contents import ExtractFields
 from kun_ray.records import Columns, Found, Record, Records, short
 from kun_ray.sources import Source, StreamError
 
-ROWS_TOGETHER, BYTES_TOGETHER = 256, 16 << 20
-"""Most rows that are read together, and about the most bytes of them, by what the row group says of itself."""
+ROWS_TOGETHER, BYTES_TOGETHER = 256, 64 << 20
+"""Most rows that are read together, and about the most bytes of them."""
 MAX_LOST_ROWS = 1 << 20
 """Most rows of a row group that fail one by one, as many as writers put into one. More are lost as one: a damaged file may claim any number."""
 _TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
@@ -40,10 +42,9 @@ def split_parquet(source: Source, wanted: ExtractFields | None = None) -> Iterat
     plain = wanted if wanted is not None and wanted.text_field in names else None
     columns = None if plain is None else [name for name in plain.fields() if name in names]
     for group in range(parquet.num_row_groups):
-        about = parquet.metadata.row_group(group)
-        end = row + about.num_rows
-        num_together = max(1, min(ROWS_TOGETHER, BYTES_TOGETHER * about.num_rows // max(about.total_byte_size, 1)))
+        end = row + parquet.metadata.row_group(group).num_rows
         try:
+            num_together = _rows_together(source, parquet, group, names if columns is None else columns)
             for batch in parquet.iter_batches(num_together, row_groups=[group], columns=columns):
                 if batch.num_rows:
                     yield (None if plain is None else _columns(row, batch, plain)) or _records(row, batch)
@@ -58,6 +59,25 @@ def split_parquet(source: Source, wanted: ExtractFields | None = None) -> Iterat
             for place in lost:
                 yield Record(place, None, "bad_parquet", what)
         row = end
+
+
+def _rows_together(source: Source, parquet: Any, group: int, names: list[str]) -> int:
+    """How many rows of a row group may be read at once, by its size and by what its dictionaries hold.
+
+    A file of some kilobytes may give one long text to all of its rows: only its dictionary tells before they are read.
+    """
+    about = parquet.metadata.row_group(group)
+    largest: int = about.total_byte_size // max(about.num_rows, 1)
+    chunks = [about.column(number) for number in range(about.num_columns)]
+    chunks = [chunk for chunk in chunks if chunk.has_dictionary_page and chunk.physical_type == "BYTE_ARRAY"]
+    texts = [chunk.path_in_schema for chunk in chunks if chunk.path_in_schema in names]
+    if texts:
+        file = pq.ParquetFile(pa.PythonFile(source, mode="r"), metadata=parquet.metadata, read_dictionary=texts)
+        with contextlib.suppress(pa.ArrowException, OSError):  # what is wrong, the reading itself will say
+            for column in next(file.iter_batches(1, row_groups=[group], columns=texts), ()):
+                if pa.types.is_dictionary(column.type):
+                    largest += pc.max(pc.binary_length(column.dictionary)).as_py() or 0
+    return max(1, min(ROWS_TOGETHER, BYTES_TOGETHER // max(largest, 1)))
 
 
 def _columns(first: int, batch: pa.RecordBatch, wanted: ExtractFields) -> Columns | None:

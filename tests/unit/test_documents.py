@@ -3,6 +3,9 @@
 import gzip
 import json
 import os
+import subprocess
+import sys
+import textwrap
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -249,6 +252,26 @@ def test_parquet_that_is_not_as_it_should_be(tmp_path):
         "cut": ["bad_parquet"],
         "rubbish": ["bad_parquet"],
     }
+
+
+def test_a_text_that_a_dictionary_gives_to_all_rows_is_read_a_few_times_at_once(tmp_path):
+    path = tmp_path / "x.parquet"
+    text = "长" * 1_000_000  # 3 MB, of which the file needs some hundred bytes
+    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * 300, pa.int32()), pa.array([text]))
+    pq.write_table(pa.table({"text": repeated, "id": range(300)}), path, compression="zstd")
+    assert path.stat().st_size < 10_000
+    code = """
+        import resource, sys
+        from kun_ray.corpora import CorpusConfig, list_files, read_file
+        corpus = CorpusConfig("c", "parquet", [sys.argv[1]], meta_fields=["id"])
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        num_rows = sum(table.num_rows for file in list_files(corpus) for table in read_file(corpus, file))
+        print(num_rows, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+    """
+    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(path)], capture_output=True, text=True)
+    num_rows, grown_mb = map(int, ran.stdout.split())
+    assert num_rows == 300
+    assert grown_mb < 600, "all 256 rows that are read together would be 768 MB, and as much again as Python's values"
 
 
 def test_a_damaged_row_group_fails_row_by_row_and_the_next_is_read(tmp_path, monkeypatch):
