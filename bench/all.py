@@ -55,7 +55,7 @@ ON_CPU = [
     Run("rivals", "--cpu --workload polish-like --rows 512 --rounds 3", None, seconds=1500),
     Run("rows", "", "--rows 500 1000", seconds=3600),
     Run("replicas", "", "--replicas 1 2 --seconds 10", seconds=1800),
-    Run("ingest", "--mb 20 --chain-mb 0.5", "--short", seconds=1800),
+    Run("ingest", "--mb 20 --chain-mb 0.5 --readings 21 --pairs 3", "--short", seconds=1800),
     Run("reader_pieces", "", "--short"),
     Run("near_duplicates", "", "--short", seconds=1800),
     Run("training", "--steps 6", "--short", seconds=2400),
