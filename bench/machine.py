@@ -56,6 +56,13 @@ def sure(groups: Sequence[Sequence[float]]) -> list[float]:
     return [round(edges[0], 4), round(edges[-1], 4)]
 
 
+def in_turn(names: list[str], number: int) -> list[str]:
+    """The order of a round: each name is first, in the middle and last, before and behind each other, equally often."""
+    first = number // 2 % len(names)
+    order = names[first:] + names[:first]
+    return order if number % 2 else order[::-1]
+
+
 def write(out: Path, name: str, result: dict[str, Any]) -> Path:
     """Writes `<out>/<name>.json`, whole or not at all: the machine, the date and the result."""
     out.mkdir(parents=True, exist_ok=True)

@@ -206,7 +206,7 @@ class Contest:
         for number in range(self._turn.steps + 1):
             batch = next(batches)
             useful.append(int(samples.num_supervised[batch].sum()))
-            for name in in_turn(self._turn.names, number):
+            for name in machine.in_turn(self._turn.names, number):
                 gc.collect()
                 seconds, loss = self._timed(name, samples, batch, number)
                 times[name].append(seconds)
@@ -286,13 +286,6 @@ class Contest:
 
 
 PLAIN = ("torch", "deepspeed")
-
-
-def in_turn(names: list[str], number: int) -> list[str]:
-    """The order of a round: each name is first, in the middle and last, before and behind each other, equally often."""
-    first = number // 2 % len(names)
-    order = names[first:] + names[:first]
-    return order if number % 2 else order[::-1]
 
 
 def write_pairs(path: Path, pairs: list[dict[str, str]]) -> str:
