@@ -57,7 +57,7 @@ def sure(groups: Sequence[Sequence[float]]) -> list[float]:
 
 
 def in_turn(names: list[str], number: int) -> list[str]:
-    """The order of a round: each name is first, in the middle and last, before and behind each other, equally often."""
+    """The order of a round: in twice as many rounds as there are names each is first, and last, equally often."""
     first = number // 2 % len(names)
     order = names[first:] + names[:first]
     return order if number % 2 else order[::-1]

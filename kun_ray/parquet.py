@@ -17,15 +17,17 @@ from kun_ray.sources import Source, StreamError
 ROWS_TOGETHER, BYTES_TOGETHER = 256, 64 << 20
 """Most rows that are read together, and about the most bytes of them."""
 MAX_LOST_ROWS = 1 << 20
-"""Most rows of a row group that fail one by one, as many as writers put into one. More are lost as one: a damaged file may claim any number."""
+"""Most rows of a row group that fail one by one, as many as writers put into one. More are lost as one: a damaged file may
+claim any number."""
 _TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 
 
 def split_parquet(source: Source, wanted: ExtractFields | None = None) -> Iterator[Found]:
     """Every row of a Parquet file; the offset of a record is its row number.
 
-    A row group whose columns cannot be read leaves one failed record per row (one of all if they are more than a million), and the next one is read. A value that
-    Python cannot hold (a string that is no UTF-8, a date in the year 300000) is an exception in its place.
+    A row group whose columns cannot be read leaves one failed record per row (one for all if they are more than a million),
+    and the next one is read. A value that Python cannot hold (a string that is no UTF-8, a date in the year 300000) is an
+    exception in its place.
 
     Args:
         source: the file.
@@ -68,12 +70,12 @@ def _rows_together(source: Source, parquet: Any, group: int, names: list[str]) -
     """
     about = parquet.metadata.row_group(group)
     largest: int = about.total_byte_size // max(about.num_rows, 1)
-    chunks = [about.column(number) for number in range(about.num_columns)]
-    chunks = [chunk for chunk in chunks if chunk.has_dictionary_page and chunk.physical_type == "BYTE_ARRAY"]
-    texts = [chunk.path_in_schema for chunk in chunks if chunk.path_in_schema in names]
-    if texts:
-        file = pq.ParquetFile(pa.PythonFile(source, mode="r"), metadata=parquet.metadata, read_dictionary=texts)
-        with contextlib.suppress(pa.ArrowException, OSError):  # what is wrong, the reading itself will say
+    with contextlib.suppress(pa.ArrowException, OSError, ValueError):  # what is wrong, the reading itself will say
+        chunks = [about.column(number) for number in range(about.num_columns)]
+        chunks = [chunk for chunk in chunks if chunk.has_dictionary_page and chunk.physical_type == "BYTE_ARRAY"]
+        texts = [chunk.path_in_schema for chunk in chunks if chunk.path_in_schema in names]
+        if texts:
+            file = pq.ParquetFile(pa.PythonFile(source, mode="r"), metadata=parquet.metadata, read_dictionary=texts)
             for column in next(file.iter_batches(1, row_groups=[group], columns=texts), ()):
                 if pa.types.is_dictionary(column.type):
                     largest += pc.max(pc.binary_length(column.dictionary)).as_py() or 0

@@ -373,5 +373,7 @@ def test_columns_of_a_parquet_file_may_have_the_same_name_or_one_that_is_no_text
     pq.write_table(twice, tmp_path / "twice.parquet")
     pq.write_table(pa.table({"text": ["文"], "name": [1]}), tmp_path / "name.parquet")
     (tmp_path / "name.parquet").write_bytes((tmp_path / "name.parquet").read_bytes().replace(b"name", b"na\xff\xfe"))
+    pq.write_table(pa.table({"text": ["文"], "more": [{"name": "a"}]}), tmp_path / "deep.parquet")
+    (tmp_path / "deep.parquet").write_bytes((tmp_path / "deep.parquet").read_bytes().replace(b"name", b"na\xff\xfe"))
     reasons = {json.loads(row["meta"])["file"]: row["reason"] for row in rows(config(tmp_path, "parquet"))}
-    assert reasons == {"twice.parquet": "bad_encoding", "name.parquet": "bad_parquet"}
+    assert reasons == {"twice.parquet": "bad_encoding", "name.parquet": "bad_parquet", "deep.parquet": "bad_parquet"}
