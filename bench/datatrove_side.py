@@ -2,7 +2,8 @@
 
     build/venv-datatrove/bin/python bench/datatrove_side.py TURN.json [--readers]
 
-As kun_ray_side.py: with --readers it answers lines, else it prints one JSON object: the seconds of every part, the documents that the filters keep, and versions. The filters are
+As kun_ray_side.py: with --readers it answers lines, else it prints one JSON object: the seconds of every part, the
+documents that the filters keep, and versions. The filters are
 FineWeb-2's for Chinese, with its published thresholds; `characters` is the same chain with characters for words, since
 most of the time of the first goes into segmentation (jieba through spaCy).
 """

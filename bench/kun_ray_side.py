@@ -1,9 +1,9 @@
 """Our half of bench/ingest.py: one turn of the readers and filters that prepare's tasks call, without Ray, on one core.
 
-python bench/kun_ray_side.py TURN.json              prints one JSON object: the seconds of every part of the filters,
-                                                    and the documents that they keep
-python bench/kun_ray_side.py TURN.json --readers    reads what is named on each line of its input, and answers with
-                                                    the seconds
+    python bench/kun_ray_side.py TURN.json [--readers]
+
+Prints one JSON object: the seconds of every part of the filters, and the documents that they keep. With --readers it reads
+what is named on each line of its input, and answers with the seconds.
 """
 
 from __future__ import annotations
