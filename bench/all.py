@@ -50,10 +50,15 @@ class Run:
 ON_CPU = [
     Run("engine", "--cpu --scoring --rows 512 --pairs 5 --fresh 4", "--cpu --rows 64 --pairs 1", seconds=2400),
     Run("engine", "--cpu --workload polish-like --rows 512 --pairs 3 --fresh 3", None, seconds=1800),
+    Run("engine_profile", "", "--rows 128 --rounds 1"),
+    Run("engine_profile", "--workload polish-like --rows 512", None),
+    Run("engine_profile", "--scoring", None),
     Run("verdicts", "", "--rows 32 --epochs 1"),
     Run("rivals", "--cpu --rounds 5", "--cpu --rows 128 --rounds 1", seconds=1500),
     Run("rivals", "--cpu --workload polish-like --rows 512 --rounds 3", None, seconds=1500),
     Run("rows", "", "--rows 500 1000", seconds=3600),
+    Run("driver_profile", "--rows-per-block 512", "--rows 8000 --at 0.2 --seconds 3", seconds=1800),
+    Run("driver_profile", "--rows 200000 --at 0.2", None, seconds=900),
     Run("replicas", "", "--replicas 1 2 --seconds 10", seconds=1800),
     Run("ingest", "--mb 20 --chain-mb 0.5 --readings 21 --pairs 3", "--short", seconds=1800),
     Run("reader_pieces", "", "--short"),
@@ -63,6 +68,7 @@ ON_CPU = [
     Run("training_profile", "", "--short --steps 1"),
     Run("padding"),
     Run("startup", "", "--short"),
+    Run("startup_profile", "", "--short"),
     Run("planner", "", "--short"),
 ]
 ON_GPU = [

