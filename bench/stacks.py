@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 Stacks = Counter[tuple[str, ...]]
-"""How often each stack was seen: `thread (its number): its name`, and the frames `function (file)` from root to leaf."""
+"""How often each stack was seen: `thread (its number)` with its name if it has one, and the frames `function (file)` from root to leaf."""
 
 
 @contextlib.contextmanager

@@ -79,10 +79,8 @@ def profiled(folder: str) -> dict[str, dict[str, float]]:
     seconds: dict[str, dict[str, float]] = {"pool": defaultdict(float), "core": defaultdict(float)}
     for stack, count in found.items():
         names = [frame.partition(" (")[0] for frame in stack]
-        if "MainThread" not in stack[0] or "EngineCoreProc.run_busy_loop" in names:
-            continue
         process = "core" if "spawn_main" in names else "pool" if "VllmEngine.__init__" in names else None
-        if process is None:  # what a pool's process has done before, or Python's tracker of shared memory
+        if process is None or "EngineCoreProc.run_busy_loop" in names:  # other threads; before or after the start
             continue
         part = stacks.part_of(stack, PARTS)
         seconds[process][part] += count / RATE
