@@ -1,6 +1,6 @@
 """Where the driver's core goes: its threads and their stacks, while the job of bench/rows.py runs.
 
-    python bench/driver_profile.py [--rows 1000000] [--rows-per-block 512] [--at 0.05 0.85] [--seconds 60]
+    python bench/driver_profile.py [--rows 1000000] [--rows-per-block 512] [--at 0.05 0.8] [--seconds 60]
 
 Looks at the driver in windows that begin when that part of the rows is written. The CPU seconds of each thread are the
 kernel's; those of a thread of Python are parted by its stacks (py-spy, 50 times a second). Ray's own threads of C++ have names
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import subprocess
 import tempfile
@@ -45,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rows-per-block", type=int, help="default: what a user gets without asking")
-    parser.add_argument("--at", type=float, nargs="+", default=[0.05, 0.85])
+    parser.add_argument("--at", type=float, nargs="+", default=[0.05, 0.8])
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--out", type=Path, default=machine.RESULTS)
     options = parser.parse_args()
@@ -68,11 +69,11 @@ def main() -> None:
 
 def window(pid: int, output: Path, begin: float, seconds: float) -> dict[str, Any]:
     """Microseconds of a row in each thread and part, from the moment that `begin` rows are written."""
-    while len(list(output.glob("part-*.parquet"))) * rows.ROWS_PER_FILE < begin:
+    while (before := written(output)) < begin:
         if not psutil.pid_exists(pid):
             raise RuntimeError("the run ended early; see the log above")
-        time.sleep(0.2)
-    before, cpu, started = written(output), threads(pid), time.monotonic()
+        time.sleep(1.0)
+    cpu, started = threads(pid), time.monotonic()
     with stacks.sampled(pid) as seen:
         time.sleep(seconds)
         spent = {thread: s - cpu.get(thread, 0.0) for thread, s in threads(pid).items()}
@@ -93,6 +94,7 @@ def window(pid: int, output: Path, begin: float, seconds: float) -> dict[str, An
         "from_row": before,
         "rows": num_rows,
         "rows_per_s": round(num_rows / lasted),
+        "driver_cores": round(total / lasted, 3),
         "driver_us_per_row": round(total * each, 1),
         "python_us_per_row": {part: round(s * each, 2) for part, s in largest(python)},
         "native_us_per_row": {name: round(s * each, 2) for name, s in largest(native)},
@@ -115,8 +117,13 @@ def written(output: Path) -> int:
     num_rows = 0
     for path in output.glob("part-*.parquet"):
         with contextlib.suppress(pa.ArrowInvalid):
-            num_rows += pq.read_metadata(path).num_rows
+            num_rows += rows_of(path)
     return num_rows
+
+
+@functools.cache
+def rows_of(path: Path) -> int:
+    return int(pq.read_metadata(path).num_rows)
 
 
 if __name__ == "__main__":
