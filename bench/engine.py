@@ -25,7 +25,7 @@ from typing import Any
 
 import ray
 import ray.data
-from machine import PASSING, sure, write
+from machine import PASSING, median_interval, write
 from shapes import SHAPES, card_limits, save_shape, texts
 from sides import CORES, OurRun, engines_cpu_s, give_engines_their_cores, new_raw
 
@@ -187,7 +187,7 @@ def efficiency(turns: list[dict[str, Any]]) -> dict[str, Any]:
         / sum(t["seconds"] for t in turns if t["who"] == who)
         for who in ("kun_ray", "vllm.LLM")
     }
-    interval = {"efficiency_90_percent": sure(groups)} if len(ratios) > 2 else {}
+    interval = {"efficiency_90_percent": median_interval(groups)} if len(ratios) > 2 else {}
     return {
         "efficiency": round(statistics.median(ratios), 4),
         **interval,

@@ -35,7 +35,7 @@ from kun_ray.signatures import signatures
 
 BATCH = 1024
 TOGETHER, TABLE = 128, 1920
-"""Records that `least` parses at once (they stay in the cache), and rows of its tables."""
+"""Records that `simplest` parses at once (they stay in the cache), and rows of its tables."""
 COMPARABLE = FilterConfig(max_markup_share=None, max_boilerplate_share=None, language=False)
 """Less what datatrove's chain has no counterpart for, or needs a download for (its language model)."""
 
@@ -69,11 +69,13 @@ def main() -> None:
 
 
 def serve(turn: dict[str, Any]) -> None:
-    """Answers each line of the input, `read LAYOUT` or `least LAYOUT`, with the seconds that it took."""
+    """Answers each line of the input, `read LAYOUT` or `simplest LAYOUT`, with the seconds that it took."""
     for line in sys.stdin:
         kind, _, name = line.strip().partition(" ")
         corpus = CorpusConfig(**turn["layouts"][name]["config"])
-        work = functools.partial(read, corpus) if kind == "read" else functools.partial(least, **turn["readers"][name])
+        work = (
+            functools.partial(read, corpus) if kind == "read" else functools.partial(simplest, **turn["readers"][name])
+        )
         found: list[int] = []
         print(timed(lambda: found.append(work())), flush=True)  # noqa: B023 - called at once
         assert found == [turn["layouts"][name]["rows"]], f"{line.strip()}: {found} rows"
@@ -90,7 +92,7 @@ def read(corpus: CorpusConfig) -> int:
     return sum(table.num_rows for file in list_files(corpus) for table in read_file(corpus, file))
 
 
-def least(folder: str, pattern: str, text_field: str, **_: Any) -> int:
+def simplest(folder: str, pattern: str, text_field: str, **_: Any) -> int:
     """A reader of the simplest kind: unpack, parse, encode, hash, fill a table, by bare calls of the libraries.
 
     It is given what datatrove reads. Nothing is checked, no offset kept, no meta made; a broken record would end it.

@@ -46,7 +46,7 @@ def spread(values: Sequence[float]) -> dict[str, float | int]:
     return {**{name: float(f"{value:.4g}") for name, value in found.items()}, "runs": len(values)}
 
 
-def sure(groups: Sequence[Sequence[float]]) -> list[float]:
+def median_interval(groups: Sequence[Sequence[float]]) -> list[float]:
     """Holds 90% of the medians of values drawn again, groups first, then values of each (a bootstrap of both)."""
     draw, again = random.Random(0), []
     for _ in range(2000):

@@ -32,7 +32,7 @@ def read_in_turn(
         started = {
             side: stack.enter_context(start([*command, str(path), "--readers"])) for side, command in sides.items()
         }
-        ways = {"kun_ray": ("kun_ray", "read"), "datatrove": ("datatrove", "read"), "simplest": ("kun_ray", "least")}
+        ways = {"kun_ray": ("kun_ray", "read"), "datatrove": ("datatrove", "read"), "simplest": ("kun_ray", "simplest")}
         ways = {way: asked for way, asked in ways.items() if asked[0] in started}
         seconds: dict[str, dict[str, list[float]]] = {name: {way: [] for way in ways} for name in turn["layouts"]}
         for reading in range(-1, number):  # the first warms up

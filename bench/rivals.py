@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import json
 import os
 import signal
@@ -32,7 +31,7 @@ from typing import Any
 
 import psutil
 from engine import WORKLOADS, bench_config, documents
-from machine import RESULTS, versions, write
+from machine import RESULTS, in_turn, versions, write
 from shapes import SHAPES, save_shape
 from sides import engines_cpu_s, give_engines_their_cores
 from ways import FILE_ROWS, new_turn
@@ -175,10 +174,9 @@ def configuration(options: argparse.Namespace, folder: Path) -> GenerateConfig:
 
 def race(ways: dict[str, Contestant], rounds: int) -> Iterator[list[dict[str, Any]]]:
     """All turns so far, after each round. Orders change, so that nobody always runs first."""
-    orders = list(itertools.permutations(ways))
     turns: list[dict[str, Any]] = []
     for index in range(rounds + 1):  # round 0 warms up
-        for name in orders[index % len(orders)]:
+        for name in in_turn([*ways], index):
             before = engines_cpu_s()
             turn = {"way": name, "round": index, **ways[name].turn(index + 1)}
             turn["engine_cpu_s"] = round(engines_cpu_s() - before, 2)

@@ -236,7 +236,9 @@ class Contest:
                 if name in counted
             },
             "loop_overhead_90_percent": {
-                name: machine.sure([[a / b - 1 for a, b in zip(counted["packed"], counted[name], strict=True)]])
+                name: machine.median_interval(
+                    [[a / b - 1 for a, b in zip(counted["packed"], counted[name], strict=True)]]
+                )
                 for name in ("torch", "deepspeed")
                 if name in counted
             },
