@@ -46,7 +46,8 @@ def of_command(command: list[str], environment: dict[str, str], rate: int = 50) 
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "stacks")
-        spy = [*_record(rate, out), "--subprocesses", "--idle", "--", *command]
+        # it must not stop processes for a look: of one that is just starting others it may leave some stopped for ever
+        spy = [*_record(rate, out), "--subprocesses", "--idle", "--nonblocking", "--", *command]
         ran = subprocess.run(spy, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         return _read(out, ran.stdout)
 
