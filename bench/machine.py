@@ -57,8 +57,8 @@ def median_interval(groups: Sequence[Sequence[float]]) -> list[float]:
 
 
 def in_turn(names: list[str], number: int) -> list[str]:
-    """The order of a round: in twice as many rounds as there are names each is first, and last, equally often."""
-    first = number // 2 % len(names)
+    """The order of round 1, 2, …: in twice as many rounds as there are names each is first, and last, equally often."""
+    first = (number - 1) // 2 % len(names)
     order = names[first:] + names[:first]
     return order if number % 2 else order[::-1]
 

@@ -12,29 +12,37 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-Stacks = Counter[tuple[str, ...]]
-"""How often each stack was seen: `thread (its number)` with its name if it has one, and the frames `function (file)` from root to leaf."""
+Stacks = Counter[str]
+"""How often each stack was seen: `thread (its number)` with its name if it has one, and the frames `function (file)` from
+root to leaf, parted by semicolons."""
 
 
 @contextlib.contextmanager
 def sampled(pid: int, rate: int = 50) -> Iterator[Stacks]:
     """Looks at the busy threads of a process until the block ends; the yielded counter then has their stacks.
 
+    The process stops for each look, for a millisecond or so.
+
     Raises:
-        RuntimeError: py-spy could not look, with its own words.
+        RuntimeError: py-spy cannot look, with its own words; mostly Linux forbids it (kernel.yama.ptrace_scope).
     """
     found: Stacks = Counter()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "stacks")
         command = [*_record(rate, out), "--pid", str(pid)]
-        spy = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert spy.stdout is not None
-        said = spy.stdout.readline()  # it looks on from here, or says why not
-        try:
-            yield found
-        finally:
-            spy.send_signal(signal.SIGINT)
-            said += spy.communicate(timeout=60)[0]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as spy:
+            assert spy.stdout is not None
+            said = spy.stdout.readline()
+            if "Sampling" not in said:
+                raise RuntimeError(f"py-spy cannot look at process {pid}: {said}{spy.stdout.read()}")
+            try:
+                yield found
+            finally:
+                spy.send_signal(signal.SIGINT)
+                try:
+                    said += spy.communicate(timeout=60)[0]
+                finally:
+                    spy.kill()
         found.update(_read(out, said))
 
 
@@ -42,7 +50,7 @@ def of_command(command: list[str], environment: dict[str, str], rate: int = 50) 
     """Runs a Python program to its end; the stacks of all threads of it and of its children, idle or not.
 
     Raises:
-        RuntimeError: it could not be run or looked at, with the last that was said.
+        RuntimeError: it could not be run or looked at, with the last that was said. How it ends, py-spy does not tell.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "stacks")
@@ -53,8 +61,10 @@ def of_command(command: list[str], environment: dict[str, str], rate: int = 50) 
 
 
 def _record(rate: int, out: Path) -> list[str]:
-    spy = str(Path(sys.executable).with_name("py-spy"))
-    return [spy, "record", "--rate", str(rate), "--format", "raw", "--nolineno", "--threads", "--output", str(out)]
+    spy = Path(sys.executable).with_name("py-spy")
+    if not spy.exists():
+        raise RuntimeError(f"there is no {spy}: run `make venv`")
+    return [str(spy), "record", "--rate", str(rate), "--format", "raw", "--nolineno", "--threads", "--output", str(out)]
 
 
 def _read(out: Path, said: str) -> Stacks:
@@ -63,17 +73,20 @@ def _read(out: Path, said: str) -> Stacks:
         raise RuntimeError(f"py-spy saw nothing: {said[-500:]}")
     found: Stacks = Counter()
     for line in out.read_text().splitlines():
-        stack, _, count = line[line.find("thread (") :].rpartition(" ")  # a process's command line may stand before it
-        found[tuple(stack.split(";"))] += int(count)
+        _, thread, rest = line.partition("thread (")  # a process's command line may stand before it
+        stack, _, count = rest.rpartition(" ")
+        found[thread + stack] += int(count)
     return found
 
 
 def shares(stacks: Stacks, parts: Mapping[str, str]) -> dict[str, float]:
-    """The share of each part: a stack is of the first part whose pattern is found in any of its frames; else `rest`."""
-    counts = Counter(part_of(stack, parts) for stack in stacks.elements())
+    """The share of each part in the stacks, and of `rest`; nothing where there are no stacks."""
+    counts: Counter[str] = Counter()
+    for stack, count in stacks.items():
+        counts[part_of(stack, parts)] += count
     return {part: round(counts[part] / counts.total(), 4) for part in [*parts, "rest"]} if counts else {}
 
 
-def part_of(stack: tuple[str, ...], parts: Mapping[str, str]) -> str:
-    """The first part of which a frame of the stack is."""
-    return next((part for part, pattern in parts.items() if any(re.search(pattern, frame) for frame in stack)), "rest")
+def part_of(stack: str, parts: Mapping[str, str]) -> str:
+    """The first part whose pattern the stack has; else `rest`."""
+    return next((part for part, pattern in parts.items() if re.search(pattern, stack)), "rest")

@@ -1,6 +1,7 @@
 """Benchmarks run to their end in their short form and leave a result; what it measures then is none.
 
-Those that take minutes even so (rivals, rows, training, planner, the way to a card) run by `make bench SHORT=1` and
+Those that take minutes even so (rivals, rows, training, planner, the way to a card), and those that look at a process that is
+not their own child, which Linux may forbid (engine_profile, driver_profile), run by `make bench SHORT=1` and
 `make bench-gpu SMOKE=1` alone.
 """
 
@@ -28,6 +29,7 @@ ROOT = Path(__file__).parents[2]
         "training_profile",
         "padding",
         "startup",
+        "startup_profile",
     ],
 )
 def test_the_benchmark_runs(name: str, tmp_path: Path) -> None:
