@@ -54,7 +54,7 @@ test: $(READY)   ## all tests; each folder in a process of its own, for each has
 soak: $(READY)   ## hours: 200 random kills over 100,000 rows, 20 of real vLLM: bench/results/soak.json
 	$(PY) bench/soak.py
 
-bench: $(READY)  ## all benchmarks, three hours and a half, after make corpora: bench/results; SHORT=1 only shows that they run
+bench: $(READY)  ## all benchmarks, four hours, after make corpora: bench/results; SHORT=1 only shows that they run
 	$(PY) bench/all.py $(if $(SHORT),--short) $(if $(OUT),--out $(OUT))
 
 bench-gpu: $(if $(SMOKE),$(READY))  ## those that measure a card, under nine minutes, to OUT=<folder>; SMOKE=1 runs their path on CPUs
