@@ -66,7 +66,7 @@ ON_CPU = [
     Run("near_duplicates", "", "--short", seconds=1800),
     Run("training", "--steps 6", "--short", seconds=2400),
     Run("training", "--loops", None, seconds=2400),
-    Run("training_profile", "", "--short --steps 1"),
+    Run("training_profile", "--steps 5", "--short --steps 1"),
     Run("padding"),
     Run("startup", "", "--short"),
     Run("startup_profile", "", "--short"),

@@ -142,7 +142,7 @@ def main() -> None:
         "sizes": found,
         **costs(small, large),
         "driver_memory_growth": round(large["memory_mb"] / found[max(0, len(found) - 2)]["memory_mb"] - 1, 3),
-        "blocks_by_default": {**default[-1], **costs(default[0], default[-1])},
+        "blocks_by_default": {"sizes": default, **costs(default[0], default[-1])},
         "mark": {"driver_us_per_row": 100, "driver_memory_growth": 0.1, "spilled_bytes": 0, "resume_s": 60},
         "versions": versions("ray", "pyarrow"),
     }

@@ -80,7 +80,7 @@ def main() -> None:
         shape = "tiny" if options.short else "29m"
         turn = training.Turn(shape, NAMES, options.steps, files, training.ON_CPU)
         result = training.in_process(profiled, turn, Path(folder))
-    result["versions"] = machine.versions("torch", "deepspeed")
+    result |= {"steps": options.steps, "versions": machine.versions("torch", "deepspeed")}
     path = machine.write(
         options.out or (machine.PASSING if options.short else machine.RESULTS), "training_profile", result
     )
