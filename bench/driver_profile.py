@@ -1,7 +1,7 @@
 """Where the driver's core goes: its threads and their stacks, while the job of bench/rows.py runs.
 
     python bench/driver_profile.py                           blocks that a user gets without asking
-    python bench/driver_profile.py --rows-per-block 512
+    python bench/driver_profile.py --rows 1000000 --rows-per-block 512 --at 0.05 0.75
     python bench/driver_profile.py --short
 
 Looks at the driver in windows that begin when that part of the rows (--at) is written. The CPU seconds of each thread are the
@@ -88,22 +88,22 @@ def window(job: subprocess.Popen[bytes], output: Path, begin: float, seconds: fl
     """
     while (before := written(output)) < begin and job.poll() is None:
         time.sleep(1.0)
+    require_running(job, f"after {before} rows, before its window")
     process, started = psutil.Process(job.pid), time.monotonic()
-    spent, of_threads = -cpu_s(process), threads(job.pid)
+    before_s, threads_before = cpu_s(process), threads(job.pid)
     with stacks.sampled(job.pid) as seen:
         time.sleep(seconds)
-        spent += cpu_s(process)
-        of_threads = {
-            number: (name, s - of_threads.get(number, ("", 0.0))[1]) for number, (name, s) in threads(job.pid).items()
-        }
+        require_running(job, f"within the window that began at {before} rows: give it more rows or less time")
+        spent, threads_now = cpu_s(process) - before_s, threads(job.pid)
         num_rows, lasted = written(output) - before, time.monotonic() - started
-    if job.poll() is not None or not num_rows:
-        raise RuntimeError(
-            f"{num_rows} rows were written in a window that began at {before}: give it more rows or less time"
-        )
+    if not num_rows:
+        raise RuntimeError(f"no rows were written in {seconds:g} s from row {before}")
+    of_threads = {
+        number: (name, s - threads_before.get(number, ("", 0.0))[1]) for number, (name, s) in threads_now.items()
+    }
     python, native = by_part(of_threads, seen)
     meter = python.pop(METER, 0.0)
-    ended = spent - meter - sum(python.values()) - sum(native.values())
+    gone = spent - meter - sum(python.values()) - sum(native.values())
     each = 1e6 / num_rows
     return {
         "from_row": before,
@@ -113,23 +113,30 @@ def window(job: subprocess.Popen[bytes], output: Path, begin: float, seconds: fl
         "driver_us_per_row": round((spent - meter) * each, 1),
         "python_us_per_row": in_order(python, each),
         "native_us_per_row": in_order(native, each, SHOWN),
-        "threads_that_ended_us_per_row": round(ended * each, 2),
+        "threads_that_ended_us_per_row": round(gone * each, 2),
         "samples": seen.total(),
     }
 
 
+def require_running(job: subprocess.Popen[bytes], where: str) -> None:
+    """Raises RuntimeError if the job has ended."""
+    if job.poll() is not None:
+        raise RuntimeError(f"the job ended with status {job.returncode} {where}; see the log above")
+
+
 def by_part(of_threads: dict[int, tuple[str, float]], seen: stacks.Stacks) -> tuple[dict[str, float], dict[str, float]]:
-    """CPU seconds of the parts of Python's threads, and of each of C++ by its name."""
+    """CPU seconds of the parts of Python's threads, and of each thread that has no stack of Python, by its name."""
     of_thread: dict[int, stacks.Stacks] = defaultdict(stacks.Stacks)
     for stack, count in seen.items():
         of_thread[int(re.findall(r"thread \((\d+)\)", stack)[0])][stack] += count
     python: dict[str, float] = defaultdict(float)
     native: dict[str, float] = defaultdict(float)
     for number, (name, cpu) in of_threads.items():
+        if number not in of_thread:
+            native[name] += cpu
+            continue
         for part, share in stacks.shares(of_thread[number], PARTS).items():
             python[part] += share * cpu
-        if number not in of_thread or not of_thread[number]:
-            native[name] += cpu
     return python, native
 
 

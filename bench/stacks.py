@@ -24,7 +24,7 @@ def sampled(pid: int, rate: int = 50) -> Iterator[Stacks]:
     The process stops for each look, for a millisecond or so.
 
     Raises:
-        RuntimeError: py-spy cannot look, with its own words; mostly Linux forbids it (kernel.yama.ptrace_scope).
+        RuntimeError: py-spy cannot look, with its own words.
     """
     found: Stacks = Counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -32,9 +32,14 @@ def sampled(pid: int, rate: int = 50) -> Iterator[Stacks]:
         command = [*_record(rate, out), "--pid", str(pid)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as spy:
             assert spy.stdout is not None
-            said = spy.stdout.readline()
-            if "Sampling" not in said:
-                raise RuntimeError(f"py-spy cannot look at process {pid}: {said}{spy.stdout.read()}")
+            said = ""
+            for line in spy.stdout:  # to its end if it does not begin
+                said += line
+                if "Sampling" in line:
+                    break
+            else:
+                hint = "where Linux lets only root look: sysctl kernel.yama.ptrace_scope=0"
+                raise RuntimeError(f"py-spy cannot look at process {pid}: {said[:300]}\n({hint})")
             try:
                 yield found
             finally:
@@ -46,18 +51,20 @@ def sampled(pid: int, rate: int = 50) -> Iterator[Stacks]:
         found.update(_read(out, said))
 
 
-def of_command(command: list[str], environment: dict[str, str], rate: int = 50) -> Stacks:
-    """Runs a Python program to its end; the stacks of all threads of it and of its children, idle or not.
+def of_command(command: list[str], environment: dict[str, str], rate: int = 50) -> tuple[Stacks, str]:
+    """Runs a Python program to its end; the stacks of all threads of it and of its children, idle or not, and what was said.
+
+    Looks that fail are missing: the last lines that were said, py-spy's own, count them. How the program ends, they do not tell.
 
     Raises:
-        RuntimeError: it could not be run or looked at, with the last that was said. How it ends, py-spy does not tell.
+        RuntimeError: it could not be run or looked at, with the last that was said.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "stacks")
         # it must not stop processes for a look: of one that is just starting others it may leave some stopped for ever
         spy = [*_record(rate, out), "--subprocesses", "--idle", "--nonblocking", "--", *command]
         ran = subprocess.run(spy, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        return _read(out, ran.stdout)
+        return _read(out, ran.stdout), ran.stdout
 
 
 def _record(rate: int, out: Path) -> list[str]:

@@ -97,9 +97,10 @@ def profiled(folder: Path) -> dict[str, dict[str, float]]:
     took = folder / "took"
     took.unlink(missing_ok=True)
     command = [sys.executable, __file__, "--start", str(folder)]
-    found = stacks.of_command(command, {**os.environ, **environment(pool, 1)}, RATE)
+    found, said = stacks.of_command(command, {**os.environ, **environment(pool, 1)}, RATE)
     if not took.exists():
-        raise RuntimeError(f"{' '.join(command)} did not start its engine: run it by hand")
+        raise RuntimeError(f"the engine did not start:\n{said[-3000:]}")
+    print(*re.findall(r"Samples: \d+ Errors: \d+", said), file=sys.stderr)
     seconds: dict[str, dict[str, float]] = {"pool": defaultdict(float), "core": defaultdict(float)}
     for stack, count in found.items():
         process = (

@@ -77,6 +77,37 @@ def test_a_rows_cost_is_that_of_the_further_rows(bench: Any) -> None:
     }
 
 
+def test_everybody_is_first_and_last_equally_often(bench: Any) -> None:
+    for names in (["a", "b"], ["a", "b", "c"]):
+        orders = [bench("machine").in_turn(names, number) for number in range(1, 2 * len(names) + 1)]
+        for place in (0, -1):
+            assert sorted(order[place] for order in orders) == sorted(2 * names)
+        assert all(sorted(order) == names for order in orders)
+
+
+def test_a_threads_cpu_seconds_are_shared_out_by_its_stacks(bench: Any) -> None:
+    profile, main = bench("driver_profile"), "write (kun_ray/execution.py)"
+    loop = "thread (7): loop;StreamingExecutor.run (ray/data/streaming_executor.py)"
+    seen = bench("stacks").Stacks(
+        {
+            f"thread (5): MainThread;{main};get_output_blocking (ray/data/x.py)": 3,
+            f"thread (5): MainThread;{main}": 1,
+            f"{loop};ResourceManager.update_usages (ray/data/y.py)": 6,
+            f"{loop};RowBackpressure.can_add_input (kun_ray/execution.py)": 2,
+            f"{loop};RowBackpressure.can_add_input (kun_ray/execution.py);metrics (ray/data/z.py)": 2,
+        }
+    )
+    python, native = profile.by_part({5: ("main", 4.0), 7: ("loop", 10.0), 9: ("worker.io", 2.5)}, seen)
+    assert {part: round(s, 6) for part, s in python.items() if s} == {
+        "waits for the end": 3.0,
+        "kun_ray": 3.0,
+        "usages of all operators (update_usages)": 6.0,
+        "other of the scheduling loop": 2.0,
+    }
+    assert native == {"worker.io": 2.5}
+    assert profile.in_order({"a": 1.0, "b": 3.0, "c": 2.0}, 1e6, 1) == {"b": 3e6, "others": 3e6}
+
+
 @pytest.mark.parametrize(("way", "ranks", "expected"), [("packed", 1, 1.0), ("padded", 1, 0.75), ("packed", 2, 1.0)])
 def test_the_useful_share_of_what_is_computed(bench: Any, way: str, ranks: int, expected: float) -> None:
     lengths = np.array([100, 50] * 16)

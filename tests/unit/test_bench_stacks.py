@@ -51,21 +51,22 @@ def test_shares_of_a_running_process(stacks: Any, program: str) -> None:
         try:
             with stacks.sampled(process.pid, rate=100) as seen:
                 assert not seen
-                time.sleep(3)
+                time.sleep(6)
         finally:
             process.kill()
     check(stacks, seen)
 
 
 def test_shares_of_a_whole_command(stacks: Any, program: str) -> None:
-    seen = stacks.of_command([sys.executable, program, "3"], dict(os.environ), rate=100)
+    seen, said = stacks.of_command([sys.executable, program, "6"], dict(os.environ), rate=100)
+    assert "on\n" in said
     assert all(stack.startswith("thread (") for stack in seen)
     check(stacks, seen)
 
 
 def check(stacks: Any, seen: Any) -> None:
     shares = stacks.shares(seen, PARTS)
-    assert seen.total() > 100 and sum(shares.values()) == pytest.approx(1.0, abs=1e-3)
+    assert seen.total() > 200 and sum(shares.values()) == pytest.approx(1.0, abs=1e-3)
     assert 2 < shares["much"] / shares["little"] < 4.5 and shares["rest"] < 0.2
 
 
