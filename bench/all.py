@@ -53,6 +53,7 @@ ON_CPU = [
     Run("engine_profile", "", "--short"),
     Run("engine_profile", "--workload polish-like --rows 512", None),
     Run("engine_profile", "--scoring", None),
+    Run("engine_profile", "--scoring --block-size 32", None),
     Run("engine_profile", "--shape 29m --rows 128 --rounds 1 --way at_once", None),
     Run("verdicts", "", "--rows 32 --epochs 1"),
     Run("rivals", "--cpu --rounds 6", "--cpu --rows 128 --rounds 1", seconds=1500),

