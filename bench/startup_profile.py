@@ -103,14 +103,8 @@ def profiled(folder: Path) -> dict[str, dict[str, float]]:
     print(*re.findall(r"Samples: \d+ Errors: \d+", said), file=sys.stderr)
     seconds: dict[str, dict[str, float]] = {"pool": defaultdict(float), "core": defaultdict(float)}
     for stack, count in found.items():
-        process = (
-            "core"
-            if ";spawn_main " in stack
-            else "pool"
-            if re.search(r"VllmEngine\.__init__|load_tok", stack)
-            else None
-        )
-        if process is None or "run_busy_loop" in stack:  # other threads; before or after the start
+        process = process_of(stack)
+        if process is None:
             continue
         part = stacks.part_of(stack, PARTS)
         seconds[process][part] += count / RATE
@@ -120,6 +114,15 @@ def profiled(folder: Path) -> dict[str, dict[str, float]]:
     seconds["pool"]["by the clock"] = float(took.read_text())
     print(json.dumps(seconds), flush=True)
     return seconds
+
+
+def process_of(stack: str) -> str | None:
+    """Whose start the stack belongs to; None for other threads, and for what is before or after."""
+    if "run_busy_loop" in stack:
+        return None
+    if ";spawn_main " in stack:
+        return "core"
+    return "pool" if re.search(r"VllmEngine\.__init__|load_tokenizer", stack) else None
 
 
 def package(stack: str) -> str:
