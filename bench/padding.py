@@ -4,7 +4,8 @@
 
 The lengths are those of the demo's seed pairs and of alpaca_zh's deciles, as in bench/training.py. Shares are useful ÷
 computed tokens over the whole steps of one epoch; with several ranks, computed are the tokens that all could have
-computed in the time of the busiest.
+computed in the time of the busiest. `packed, at most` is what no way of sharing a step out can exceed: the busiest rank has its
+longest sample or the mean of all ranks, whichever is more.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def measure(folder: Path, name: str, pairs: list[dict[str, str]]) -> dict[str, A
     return {
         "samples": len(samples),
         "packed": {f"{ranks} ranks, {size} a step": share(samples, "packed", ranks, size) for ranks, size in STEPS},
+        "packed, at most": {f"{ranks} ranks, {size} a step": at_most(samples, ranks, size) for ranks, size in STEPS},
         "padded": share(samples, "padded"),
         "padded, in the order of arrival": share(samples, "arrival"),
     }
@@ -60,15 +62,26 @@ def measure(folder: Path, name: str, pairs: list[dict[str, str]]) -> dict[str, A
 
 def share(samples: data.Samples, way: str, ranks: int = 1, size: int = 32) -> float | None:
     """Useful ÷ computed tokens; None where the samples do not fill a step."""
-    order = packing.epoch_order(samples.data, [1.0], 0, 0)
     useful, computed = 0, 0.0
-    for step in packing.steps_of(order, size):
-        if len(step) == size:
-            for micro in batched(way, step, samples.lengths, ranks):
-                tokens = sum(int(samples.lengths[part].sum()) for part in micro)
-                useful += tokens
-                computed += tokens / packing.efficiency(micro, samples.lengths, way == "packed")
+    for step in whole_steps(samples, size):
+        for micro in batched(way, step, samples.lengths, ranks):
+            tokens = sum(int(samples.lengths[part].sum()) for part in micro)
+            useful += tokens
+            computed += tokens / packing.efficiency(micro, samples.lengths, way == "packed")
     return round(useful / computed, 4) if computed else None
+
+
+def at_most(samples: data.Samples, ranks: int, size: int) -> float | None:
+    """The largest share that any way of sharing whole samples out to the ranks could reach; None as in `share`."""
+    lengths = [samples.lengths[step] for step in whole_steps(samples, size)]
+    computed = sum(max(ranks * int(step.max()), int(step.sum())) for step in lengths)
+    return round(sum(int(step.sum()) for step in lengths) / computed, 4) if computed else None
+
+
+def whole_steps(samples: data.Samples, size: int) -> list[Any]:
+    """The samples of each step of one epoch, less the last if it is not full."""
+    steps = packing.steps_of(packing.epoch_order(samples.data, [1.0], 0, 0), size)
+    return [step for step in steps if len(step) == size]
 
 
 def batched(way: str, step: Any, lengths: Any, ranks: int) -> list[packing.Micro]:
