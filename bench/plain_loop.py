@@ -5,6 +5,8 @@ The two loops are given tensors that are ready on the device, and report nothing
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,22 +16,37 @@ from kun_ray.train import loop, packing
 from kun_ray.train.config import TrainConfig
 from kun_ray.train.data import Samples
 from kun_ray.train.model import DTYPES, NextTokenLoss, attention
+from kun_ray.train.zero import deepspeed_config
 
 Tensors = dict[str, Any]
 LINEAR = torch.nn.functional.linear
-"""PyTorch's own; ZeRO-3 puts another in its place, for the whole process."""
+
+
+def whole_model(path: str, config: TrainConfig, device: torch.device) -> NextTokenLoss:
+    """The model on one device, not sharded."""
+    network = AutoModelForCausalLM.from_pretrained(
+        path, dtype=DTYPES[config.dtype], attn_implementation=attention(config)
+    ).to(device)
+    if config.gradient_checkpointing:
+        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return NextTokenLoss(network.train())
+
+
+@contextlib.contextmanager
+def torchs_linear() -> Iterator[None]:
+    """PyTorch's own `linear`, while it lasts; ZeRO-3 puts another in its place, for the whole process."""
+    zero_linear, torch.nn.functional.linear = torch.nn.functional.linear, LINEAR
+    try:
+        yield
+    finally:
+        torch.nn.functional.linear = zero_linear
 
 
 class PlainTorch:
     """AdamW on float32 weights; with a bf16 model these are a copy, as in every mixed-precision loop."""
 
     def __init__(self, path: str, config: TrainConfig, device: torch.device) -> None:
-        network = AutoModelForCausalLM.from_pretrained(
-            path, dtype=DTYPES[config.dtype], attn_implementation=attention(config)
-        ).to(device)
-        if config.gradient_checkpointing:
-            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self._loss_of = NextTokenLoss(network.train())
+        self._loss_of = network = whole_model(path, config, device)
         self._weights = list(network.parameters())
         self._master = [w if w.dtype == torch.float32 else w.detach().float().requires_grad_() for w in self._weights]
         self._max_norm = config.max_grad_norm
@@ -41,15 +58,9 @@ class PlainTorch:
             fused=device.type == "cuda",
         )
 
+    @torchs_linear()
     def step(self, micros: list[Tensors], num_supervised: int, lr: float) -> float:
         """One optimizer step over these micro-batches; returns the loss."""
-        zero_linear, torch.nn.functional.linear = torch.nn.functional.linear, LINEAR
-        try:
-            return self._step(micros, num_supervised, lr)
-        finally:
-            torch.nn.functional.linear = zero_linear
-
-    def _step(self, micros: list[Tensors], num_supervised: int, lr: float) -> float:
         total = 0.0
         for tensors in micros:
             loss = self._loss_of(**tensors) / num_supervised
@@ -67,6 +78,19 @@ class PlainTorch:
             with torch.no_grad():
                 torch._foreach_copy_(self._weights, self._master)
         return float(total)
+
+
+def without_zero(path: str, config: TrainConfig, device: torch.device) -> Any:
+    """A DeepSpeed engine that shards nothing (stage 0), otherwise as the loop's."""
+    import deepspeed
+
+    network = whole_model(path, config, device)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), betas=(config.betas[0], config.betas[1]), weight_decay=config.weight_decay
+    )
+    settings = {**deepspeed_config(config), "zero_optimization": {"stage": 0}}
+    with torchs_linear():
+        return deepspeed.initialize(model=network, optimizer=optimizer, config=settings)[0]
 
 
 def plain_deepspeed(engine: Any, micros: list[Tensors], num_supervised: int, lr: float) -> float:

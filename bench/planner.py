@@ -3,22 +3,25 @@
     python bench/planner.py [--short]
 
 The pilot labels few and short documents; the planned run labels longer ones, with twice the sequences at once. Rows/s are
-those of the seconds in which the engine had rows inside. The tokens that fit into the KV cache are compared with vLLM's own
+those of the seconds in which the engine had rows inside. Without the pilot, the prediction stands on the limits of `CARDS`, and
+once more on those of this machine, measured before its run. The tokens that fit into the KV cache are compared with vLLM's own
 count, the weights with the model's tensors. Replies are as long, on average, as the planner assumes: that guess is not tried.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow.parquet as pq
 import torch
 from machine import PASSING, RESULTS, versions, write
-from shapes import SHAPES, save_shape, texts
+from shapes import SHAPES, card_limits, save_shape, texts
 from sides import BenchPool
 from transformers import AutoConfig, LlamaForCausalLM
 
@@ -68,6 +71,12 @@ def measure(folder: Path, shape: str, rows: int) -> dict[str, Any]:
     run(arguments(folder, "pilot", 8))
     target = arguments(folder, "planned", 16)
     (rough,) = plan(load(GeneratePlan, target))
+    limits = card_limits(cpu=True)
+    card = dataclasses.replace(
+        capacity.CARDS["CPU"], flops=limits["matmul_flops_per_s"], bytes_per_s=limits["copy_bytes_per_s"]
+    )
+    with patch.dict(capacity.CARDS, CPU=card):
+        (measured_card,) = plan(load(GeneratePlan, target))
     (line,) = plan(load(GeneratePlan, [*target, f"measured=['{folder}/pilot']"]))
     pool = run(target)
     predicted, measured = rows / line.seconds, pool["rows"] / pool["busy_s"]
@@ -78,6 +87,8 @@ def measure(folder: Path, shape: str, rows: int) -> dict[str, Any]:
         "measured_rows_per_s": round(measured, 3),
         "off_by": round(predicted / measured - 1, 4),
         "without_a_pilot_off_by": round(rows / rough.seconds / measured - 1, 4),
+        "without_a_pilot_by_measured_limits_off_by": round(rows / measured_card.seconds / measured - 1, 4),
+        "limits": {"of_cards": dataclasses.asdict(capacity.CARDS["CPU"]), "measured": limits},
         "mark": MARK,
         "output_tokens_per_row": {"planned": INSTRUCTION_TOKENS, "measured": pool["output_tokens"] / pool["answered"]},
         "memory": memory(folder),

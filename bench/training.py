@@ -9,7 +9,7 @@
 Every step of kun_ray is the loop's own (`kun_ray.train.loop`), on one rank without Ray Train, with ZeRO-3, the driver's
 Line and metrics.jsonl. Contestants take the same steps of the same data in turn (A B C, C B A, B C A, A C B, …); the first step warms up.
 `packed` and `padded` are the configuration's two values; `arrival` pads without sorting, in the order in which samples come,
-as trainers do whose batches are drawn at random. `torch` and `deepspeed` (plain_loop.py) get the packed tensors ready-made.
+as trainers do whose batches are drawn at random. `torch`, `deepspeed` and `deepspeed_stage_0`, which shards nothing (plain_loop.py), get the packed tensors ready-made.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import statistics
 import sys
 import tempfile
 import time
@@ -33,7 +34,7 @@ from typing import Any
 import machine
 import numpy as np
 import torch
-from plain_loop import PlainTorch, arrival, plain_deepspeed, synchronize
+from plain_loop import PlainTorch, arrival, plain_deepspeed, synchronize, torchs_linear, without_zero
 from shapes import SHAPES, card_limits, drawn, save_random
 
 from kun_ray import execution
@@ -195,6 +196,7 @@ class Contest:
         self._turn, self._run, self._job = turn, run, job
         self._unpacked = dataclasses.replace(run, config=dataclasses.replace(run.config, packing=False))
         self._torch = PlainTorch(run.path, run.config, run.device) if "torch" in turn.names else None
+        self._stage_0 = without_zero(run.path, run.config, run.device) if "deepspeed_stage_0" in turn.names else None
         self._micros = loop._micros
 
     def over(self, samples: data.Samples) -> dict[str, Any]:
@@ -223,25 +225,21 @@ class Contest:
             for name in counted
             if name != "packed"
         }
-        lengths = samples.lengths
+        plain = [name for name in PLAIN if name in counted]
+
+        def beyond(longer: str, shorter: str) -> tuple[float, list[float]]:
+            shares = [a / b - 1 for a, b in zip(counted[longer], counted[shorter], strict=True)]
+            return round(statistics.median(shares), 4), machine.median_interval([shares])
+
         return {
             "samples": len(samples),
-            "tokens_min_median_max": [int(v) for v in np.percentile(lengths, [0, 50, 100])],
+            "tokens_min_median_max": [int(v) for v in np.percentile(samples.lengths, [0, 50, 100])],
             "supervised_tokens_per_s": {name: machine.spread(rate) for name, rate in rates.items()},
             "seconds_per_step": {name: machine.spread(seconds) for name, seconds in counted.items()},
             "speed_ratios": ratios,
-            "loop_overhead": {
-                name: round(1 / ratios[f"packed_over_{name}"]["median"] - 1, 4)
-                for name in ("torch", "deepspeed")
-                if name in counted
-            },
-            "loop_overhead_90_percent": {
-                name: machine.median_interval(
-                    [[a / b - 1 for a, b in zip(counted["packed"], counted[name], strict=True)]]
-                )
-                for name in ("torch", "deepspeed")
-                if name in counted
-            },
+            "loop_overhead": {name: beyond("packed", name)[0] for name in plain},
+            "loop_overhead_90_percent": {name: beyond("packed", name)[1] for name in plain},
+            "beyond_torch": {name: beyond(name, "torch") for name in plain if name != "torch"},
             "seconds_of_each_step": {name: [round(s, 3) for s in seconds] for name, seconds in counted.items()},
             "mfu": self._mfu(counted, samples),
             "first_losses": losses,
@@ -261,6 +259,9 @@ class Contest:
             loss = self._torch.step(ready, num_supervised, lr)
         elif name == "deepspeed":
             loss = plain_deepspeed(run.engine, ready, num_supervised, lr)
+        elif name == "deepspeed_stage_0":
+            with torchs_linear():
+                loss = plain_deepspeed(self._stage_0, ready, num_supervised, lr)
         else:
             setattr(loop, "_micros", arrival if name == "arrival" else self._micros)  # noqa: B010 - the loop never pads so
             ours = run if name == "packed" else self._unpacked
@@ -287,7 +288,7 @@ class Contest:
         return {n: machine.spread([f / s for f, s in zip(flops, t, strict=True)]) for n, t in counted.items()}
 
 
-PLAIN = ("torch", "deepspeed")
+PLAIN = ("torch", "deepspeed", "deepspeed_stage_0")
 
 
 def write_pairs(path: Path, pairs: list[dict[str, str]]) -> str:

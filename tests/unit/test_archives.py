@@ -1,10 +1,12 @@
 """gzip and tar as streams: cut, damaged, hostile archives give one failed row each and keep what could be read."""
 
+import contextlib
 import gzip
 import io
 import json
 import os
 import tarfile
+import zlib
 
 import pytest
 from packed_files import special, tar
@@ -70,6 +72,20 @@ def test_damaged_gzip_says_so_and_keeps_what_came_before(tmp_path):
     rows = read(tmp_path / "a.jsonl.gz", bytes(data))
     assert rows[-1]["reason"] == "bad_archive" and len(rows) > 200
     assert read(tmp_path / "b.jsonl.gz", gzip.compress(LINES) + b"rubbish")[-1]["reason"] == "bad_archive"
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 1])
+@pytest.mark.parametrize("num_bytes", [1, 7, 4096])
+def test_small_reads_give_all_that_a_gzip_file_holds_before_its_cut(share, num_bytes):
+    packed = gzip.compress(LINES)
+    packed = packed[: int(len(packed) * share)]
+    expected = zlib.decompressobj(wbits=31).decompress(packed)
+    stream, found = GunzipStream(io.BytesIO(packed)), b""
+    with pytest.raises(StreamError, match="ends after") if share < 1 else contextlib.nullcontext():
+        while content := stream.read(num_bytes):
+            found += content
+    assert expected.startswith(found) and len(expected) - len(found) <= 258, "at a cut the last symbol may be lost"
+    assert share < 1 or found == LINES
 
 
 def test_damaged_gzip_costs_no_more_than_64_kb_before_the_damage(tmp_path):
