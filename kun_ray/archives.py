@@ -102,7 +102,7 @@ class GunzipStream:
                 self._in_member = True
             try:
                 content = self._decompressor.decompress(piece, num_bytes)
-            except isal_zlib.error as error:
+            except isal_zlib.error as error:  # type: ignore  # isal's stub gives it no type
                 raise StreamError("bad_archive", f"gzip data is damaged after {self._num_out} bytes: {error}") from None
             done = self._decompressor.eof
             num_used = len(piece) - len(self._decompressor.unused_data if done else self._decompressor.unconsumed_tail)
