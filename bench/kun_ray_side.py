@@ -106,7 +106,9 @@ def simplest(folder: str, pattern: str, text_field: str, **_: Any) -> int:
             ids = hashed(batch[text_field].view(pa.binary()).to_numpy(zero_copy_only=False))
             num_rows += pa.table({"doc_id": pa.array(ids), "text": batch[text_field]}).num_rows
     else:
-        data = io.BytesIO(isal_zlib.decompress(path.read_bytes(), wbits=31) if path.suffix == ".gz" else path.read_bytes())
+        data = io.BytesIO(
+            isal_zlib.decompress(path.read_bytes(), wbits=31) if path.suffix == ".gz" else path.read_bytes()
+        )
         lines = [b""]
         while lines:
             lines = list(itertools.islice(data, TOGETHER))
