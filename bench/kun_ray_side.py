@@ -9,6 +9,7 @@ what is named on each line of its input, and answers with the seconds.
 from __future__ import annotations
 
 import functools
+import gzip
 import hashlib
 import io
 import itertools
@@ -23,7 +24,6 @@ from typing import Any
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
-from isal import isal_zlib
 
 from kun_ray import cleaning
 from kun_ray.corpora import CorpusConfig, list_files, read_file
@@ -106,9 +106,7 @@ def simplest(folder: str, pattern: str, text_field: str, **_: Any) -> int:
             ids = hashed(batch[text_field].view(pa.binary()).to_numpy(zero_copy_only=False))
             num_rows += pa.table({"doc_id": pa.array(ids), "text": batch[text_field]}).num_rows
     else:
-        data = io.BytesIO(
-            isal_zlib.decompress(path.read_bytes(), wbits=31) if path.suffix == ".gz" else path.read_bytes()
-        )
+        data = io.BytesIO(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
         lines = [b""]
         while lines:
             lines = list(itertools.islice(data, TOGETHER))

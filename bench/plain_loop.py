@@ -86,7 +86,10 @@ def without_zero(path: str, config: TrainConfig, device: torch.device) -> Any:
 
     network = whole_model(path, config, device)
     optimizer = torch.optim.AdamW(
-        network.parameters(), betas=(config.betas[0], config.betas[1]), weight_decay=config.weight_decay
+        network.parameters(),
+        betas=(config.betas[0], config.betas[1]),
+        weight_decay=config.weight_decay,
+        fused=device.type == "cuda",
     )
     settings = {**deepspeed_config(config), "zero_optimization": {"stage": 0}}
     with torchs_linear():

@@ -9,7 +9,8 @@
 Every step of kun_ray is the loop's own (`kun_ray.train.loop`), on one rank without Ray Train, with ZeRO-3, the driver's
 Line and metrics.jsonl. Contestants take the same steps of the same data in turn (A B C, C B A, B C A, A C B, …); the first step warms up.
 `packed` and `padded` are the configuration's two values; `arrival` pads without sorting, in the order in which samples come,
-as trainers do whose batches are drawn at random. `torch`, `deepspeed` and `deepspeed_stage_0`, which shards nothing (plain_loop.py), get the packed tensors ready-made.
+as trainers do whose batches are drawn at random. `torch`, `deepspeed` (on the loop's own engine) and `deepspeed_stage_0`, which
+shards nothing, get the packed tensors ready-made (plain_loop.py).
 """
 
 from __future__ import annotations
@@ -88,11 +89,8 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="with --gpu: tiny shapes on CPUs")
     parser.add_argument("--steps", type=int, help="optimizer steps of each contestant that count")
     options = parser.parse_args()
-    options.name = (
-        "training"
-        + ("-gpu" if options.gpu else "-loops" if options.loops else "")
-        + ("-short" if options.short or options.smoke else "")
-    )
+    kind = "-gpu" if options.gpu else "-loops" if options.loops else ""
+    options.name = f"training{kind}{'-short' if options.short or options.smoke else ''}"
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # or its folder would stay
     os.environ |= {**QUIET, "DS_ACCELERATOR": "cuda" if options.gpu and not options.smoke else "cpu"}
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # DeepSpeed compiles with ninja
