@@ -58,7 +58,7 @@ ON_CPU = [
     Run("verdicts", "", "--rows 32 --epochs 1"),
     Run("rivals", "--cpu --rounds 6", "--cpu --rows 128 --rounds 1", seconds=2100),
     Run("rivals", "--cpu --workload polish-like --rows 512 --rounds 6", None, seconds=2400),
-    Run("rows", "", "--rows 500 1000", seconds=3600),
+    Run("rows", "", "--rows 8000 12000", seconds=3600),
     Run("driver_profile", "--rows 1000000 --rows-per-block 512 --at 0.05 0.75", "--short", seconds=1800),
     Run("driver_profile", "", None),
     Run("replicas", "", "--replicas 1 2 --seconds 10", seconds=1800),

@@ -126,6 +126,8 @@ def main() -> None:
     if options.run:
         print(json.dumps(run(options.run)), flush=True)
         return
+    if min(options.rows) < 4 * ROWS_PER_FILE:
+        parser.error(f"--rows: at least {4 * ROWS_PER_FILE}, so that something is left to do after half of the files")
     found = []
     for num_rows in options.rows:
         with tempfile.TemporaryDirectory() as folder:

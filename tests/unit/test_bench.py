@@ -77,6 +77,11 @@ def test_a_rows_cost_is_that_of_the_further_rows(bench: Any) -> None:
     }
 
 
+def test_the_short_run_of_rows_leaves_something_to_go_on_with(bench: Any) -> None:
+    (short,) = [run.short.split() for run in bench("all").ON_CPU if run.script == "rows"]
+    assert short[0] == "--rows" and min(map(int, short[1:])) >= 4 * bench("rows").ROWS_PER_FILE
+
+
 def test_everybody_is_first_and_last_equally_often(bench: Any) -> None:
     for names in (["a", "b"], ["a", "b", "c"]):
         orders = [bench("machine").in_turn(names, number) for number in range(1, 2 * len(names) + 1)]
