@@ -3,7 +3,7 @@
     python bench/all.py [--short] [--only rows ingest]
     python bench/all.py --gpu --out folder [--smoke]
 
---short shows in a few minutes that each of them runs. --gpu takes those that measure a card, most telling ones first, all within
+--short shows in half an hour that each of them runs. --gpu takes those that measure a card, most telling ones first, all within
 --seconds: one that has less than half of its time left is not begun; --smoke runs their whole path on CPUs with tiny shapes. A benchmark that
 fails does not stop the others, but makes the exit status 1.
 """

@@ -57,6 +57,7 @@ def measure(folder: Path, name: str, pairs: list[dict[str, str]]) -> dict[str, A
         "packed, at most": {f"{ranks} ranks, {size} a step": at_most(samples, ranks, size) for ranks, size in STEPS},
         "padded": share(samples, "padded"),
         "padded, in the order of arrival": share(samples, "arrival"),
+        "padded, eight at a time as they come": share(samples, "eights"),
     }
 
 
@@ -88,6 +89,8 @@ def batched(way: str, step: Any, lengths: Any, ranks: int) -> list[packing.Micro
     """One step's micro-batches."""
     if way == "arrival":
         return [[part] for part in in_order(step, lengths, MAX_TOKENS)]
+    if way == "eights":  # whatever their lengths, as trainers do that are told a batch size
+        return [[[int(sample) for sample in step[first : first + 8]]] for first in range(0, len(step), 8)]
     return packing.micro_batches(step, lengths, ranks, MAX_TOKENS, way == "packed")
 
 

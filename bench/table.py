@@ -49,6 +49,7 @@ FIGURES = [
     Figure("verdicts of both ways that agree", "≥ 0.95", "verdicts", "agreement"),
     Figure("driver's core for a row, 512 rows in a block", "≤ 100 µs", "rows", "driver_us_per_row"),
     Figure("the same, blocks by default", "≤ 100 µs", "rows", "blocks_by_default/driver_us_per_row"),
+    Figure("all processes' cores for a row, 512 in a block, in µs", "", "rows", "cpu_us_per_row"),
     Figure("driver's memory, 1,000,000 beyond 100,000 rows", "≤ 0.1", "rows", "driver_memory_growth"),
     Figure("bytes spilled, up to 1,000,000 rows", "≤ 0", "rows", "sizes/*/spilled_bytes"),
     Figure("resume to the first new file, up to 1,000,000 rows", "≤ 60 s", "rows", "sizes/*/resume_s"),
