@@ -229,14 +229,15 @@ class Contest:
             shares = [a / b - 1 for a, b in zip(counted[longer], counted[shorter], strict=True)]
             return round(statistics.median(shares), 4), machine.median_interval([shares])
 
+        overheads = {name: beyond("packed", name) for name in plain}
         return {
             "samples": len(samples),
             "tokens_min_median_max": [int(v) for v in np.percentile(samples.lengths, [0, 50, 100])],
             "supervised_tokens_per_s": {name: machine.spread(rate) for name, rate in rates.items()},
             "seconds_per_step": {name: machine.spread(seconds) for name, seconds in counted.items()},
             "speed_ratios": ratios,
-            "loop_overhead": {name: beyond("packed", name)[0] for name in plain},
-            "loop_overhead_90_percent": {name: beyond("packed", name)[1] for name in plain},
+            "loop_overhead": {name: median for name, (median, _) in overheads.items()},
+            "loop_overhead_90_percent": {name: interval for name, (_, interval) in overheads.items()},
             "beyond_torch": {name: beyond(name, "torch") for name in plain if name != "torch"},
             "seconds_of_each_step": {name: [round(s, 3) for s in seconds] for name, seconds in counted.items()},
             "mfu": self._mfu(counted, samples),
