@@ -5,10 +5,10 @@
 
 The text is that of `make corpora`, repeated until there is enough. MB are millions of bytes of the texts in UTF-8, whatever
 stands around them in a file; seconds are CPU seconds, which a busy machine disturbs less. Readers and filters are the
-functions that a Ray Data task calls, in one process tied to one core, without Ray. Beside a reader stands the simplest
-that could be: the bare calls of libraries that any reader of ours needs, with nothing checked or remembered. kun_ray and datatrove are processes of their own and
-take turns (A B, B A, …), file by file for readers, and a ratio is that of two turns that stood side by side. datatrove gets an
-environment of its own, build/venv-datatrove, from PyPI.
+functions that a Ray Data task calls, in one process tied to one core, without Ray. Beside a reader stands another that
+gives the same rows of sound files and does nothing else (same_rows.py): what CPython and the libraries take for them.
+kun_ray and datatrove are processes of their own and take turns (A B, B A, …), file by file for readers, and a ratio is
+that of two turns that stood side by side. datatrove gets an environment of its own, build/venv-datatrove, from PyPI.
 """
 
 from __future__ import annotations

@@ -9,10 +9,6 @@ what is named on each line of its input, and answers with the seconds.
 from __future__ import annotations
 
 import functools
-import gzip
-import hashlib
-import io
-import itertools
 import json
 import os
 import sys
@@ -21,9 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
+from same_rows import same_rows
 
 from kun_ray import cleaning
 from kun_ray.corpora import CorpusConfig, list_files, read_file
@@ -34,8 +29,6 @@ from kun_ray.schema import DOCUMENT, OK, doc_id, to_table
 from kun_ray.signatures import signatures
 
 BATCH = 1024
-TOGETHER, TABLE = 128, 1920
-"""Records that `simplest` parses at once (they stay in the cache), and rows of its tables."""
 COMPARABLE = FilterConfig(max_markup_share=None, max_boilerplate_share=None, language=False)
 """Less what datatrove's chain has no counterpart for, or needs a download for (its language model)."""
 
@@ -69,13 +62,13 @@ def main() -> None:
 
 
 def serve(turn: dict[str, Any]) -> None:
-    """Answers each line of the input, `read LAYOUT` or `simplest LAYOUT`, with the seconds that it took."""
+    """Answers each line of the input, `read LAYOUT` or `same_rows LAYOUT`, with the seconds that it took."""
+    for layout in turn["layouts"].values():
+        check_same_rows(CorpusConfig(**layout["config"]))
     for line in sys.stdin:
         kind, _, name = line.strip().partition(" ")
         corpus = CorpusConfig(**turn["layouts"][name]["config"])
-        work = (
-            functools.partial(read, corpus) if kind == "read" else functools.partial(simplest, **turn["readers"][name])
-        )
+        work = functools.partial({"read": read, "same_rows": read_same_rows}[kind], corpus)
         found: list[int] = []
         print(timed(lambda: found.append(work())), flush=True)  # noqa: B023 - called at once
         assert found == [turn["layouts"][name]["rows"]], f"{line.strip()}: {found} rows"
@@ -92,35 +85,18 @@ def read(corpus: CorpusConfig) -> int:
     return sum(table.num_rows for file in list_files(corpus) for table in read_file(corpus, file))
 
 
-def simplest(folder: str, pattern: str, text_field: str, **_: Any) -> int:
-    """A reader of the simplest kind: unpack, parse, encode, hash, fill a table, by bare calls of the libraries.
-
-    It is given what datatrove reads. Nothing is checked, no offset kept, no meta made; a broken record would end it.
-    Returns the rows.
-    """
-    path, num_rows = Path(folder, pattern), 0
-    ids: list[str] = []
-    texts: list[bytes] = []
-    if path.suffix == ".parquet":
-        for batch in pq.ParquetFile(path).iter_batches(TABLE):
-            ids = hashed(batch[text_field].view(pa.binary()).to_numpy(zero_copy_only=False))
-            num_rows += pa.table({"doc_id": pa.array(ids), "text": batch[text_field]}).num_rows
-    else:
-        data = io.BytesIO(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
-        lines = [b""]
-        while lines:
-            lines = list(itertools.islice(data, TOGETHER))
-            encoded = [value[text_field].encode() for value in map(orjson.loads, lines)]
-            texts += encoded
-            ids += hashed(encoded)
-            if len(ids) >= TABLE or not lines:
-                num_rows += pa.table({"doc_id": pa.array(ids), "text": pa.array(texts, pa.binary())}).num_rows
-                ids, texts = [], []
-    return num_rows
+def read_same_rows(corpus: CorpusConfig) -> int:
+    """The same file by the reader that gives the same rows and does nothing else. Returns its rows."""
+    return sum(
+        table.num_rows for file in list_files(corpus) for table in same_rows(corpus.format, file.path, file.name)
+    )
 
 
-def hashed(texts: Sequence[bytes]) -> list[str]:
-    return [hashlib.blake2b(text, digest_size=16).hexdigest() for text in texts]
+def check_same_rows(corpus: CorpusConfig) -> None:
+    """Raises AssertionError unless both readers give the same table."""
+    for file in list_files(corpus):
+        ours = pa.concat_tables(read_file(corpus, file)).combine_chunks()
+        assert ours.equals(pa.concat_tables(same_rows(corpus.format, file.path, file.name)).combine_chunks()), file.path
 
 
 def chain(texts: Sequence[str], config: FilterConfig, count: CountTokens | None) -> list[str | None]:

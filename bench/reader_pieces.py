@@ -6,8 +6,8 @@
 Microseconds of a document. `records` and `contents` are loops that find no more than that (of Parquet both are one, the proof of UTF-8
 in it); `id`, `meta` and `table` are what read_file takes less without them, a constant in their place (`meta`: the fields of a
 record as JSON; SkyPile has none); `rest` is what is left of it: the text as UTF-8, file and offset as JSON, checks,
-counting. All take turns, reading by reading, on one core, and the fastest reading of each counts. Beside them: the simplest
-reader of kun_ray_side.py, and hashing a text by a bare call of the library.
+counting. All take turns, reading by reading, on one core, and the fastest reading of each counts. Beside them: the reader of
+same_rows.py, which checks nothing, and hashing a text by a bare call of the library.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from unittest.mock import patch
 
 import pyarrow as pa
 from ingest import num_bytes, repeated, write_layouts
-from kun_ray_side import read, simplest, timed
+from kun_ray_side import read, read_same_rows, timed
 from machine import PASSING, RESULTS, material, versions, write
 
 from kun_ray import documents, schema
@@ -44,7 +44,7 @@ def take_nothing(block: Any) -> pa.Table:
 LAYOUTS = ("wudao, array", "wanjuan, jsonl.tar.gz", "wanjuan, jsonl", "skypile, jsonl", "skypile, parquet")
 WITHOUT: dict[str, list[tuple[Any, str, Callable[..., Any]]]] = {
     "id": [(schema, "doc_ids", lambda source, file, offsets, texts: ["0" * 32] * len(texts))],
-    "meta": [(documents, "_fast_json", lambda meta: b"{}"), (documents, "_joined", lambda *parts: b"{}")],
+    "meta": [(documents, "_meta_lines", lambda columns, place: [b"{}"] * len(columns.offsets))],
     "table": [(documents._Block, "take", take_nothing)],
 }
 """What stands in the place of each piece."""
@@ -63,9 +63,9 @@ def main() -> None:
     source, texts = material(options.corpora)
     texts = repeated(texts, options.mb)
     with tempfile.TemporaryDirectory() as folder:
-        layouts, simplest = write_layouts(Path(folder), texts)
+        layouts, _ = write_layouts(Path(folder), texts)
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-        found = {name: pieces(layouts[name]["config"], simplest[name], options.readings, texts) for name in LAYOUTS}
+        found = {name: pieces(layouts[name]["config"], options.readings, texts) for name in LAYOUTS}
     result = {
         "unit": "microseconds of CPU time of a document",
         "text": {"source": source, "documents": len(texts), "mean_bytes": round(num_bytes(texts) / len(texts))},
@@ -78,7 +78,7 @@ def main() -> None:
     print(f"written to {path}")
 
 
-def pieces(config: dict[str, Any], given: dict[str, Any], readings: int, texts: list[str]) -> dict[str, float]:
+def pieces(config: dict[str, Any], readings: int, texts: list[str]) -> dict[str, float]:
     """Microseconds a document of each piece of a layout's reader."""
     corpus = CorpusConfig(**config)
     encoded = [text.encode() for text in texts]
@@ -88,7 +88,7 @@ def pieces(config: dict[str, Any], given: dict[str, Any], readings: int, texts: 
         "records": lambda: deque(found_in(corpus), maxlen=0),
         "contents": lambda: deque(contents_in(corpus), maxlen=0),
         **{piece: functools.partial(without, piece, whole) for piece in WITHOUT},
-        "simplest": functools.partial(simplest, **given),
+        "same rows": functools.partial(read_same_rows, corpus),
         "bare hash": lambda: deque((hashlib.blake2b(text, digest_size=16).hexdigest() for text in encoded), maxlen=0),
     }
     fastest = dict.fromkeys(loops, float("inf"))
@@ -104,7 +104,7 @@ def pieces(config: dict[str, Any], given: dict[str, Any], readings: int, texts: 
     row = {
         **parts,
         "rest": took["whole"] - sum(parts.values()),
-        **{name: took[name] for name in ("whole", "simplest", "bare hash")},
+        **{name: took[name] for name in ("whole", "same rows", "bare hash")},
     }
     return {name: round(value, 2) for name, value in row.items()}
 

@@ -25,14 +25,18 @@ ONE_THREAD = {
 def read_in_turn(
     sides: dict[str, list[str]], turn: dict[str, Any], folder: Path, number: int
 ) -> dict[str, dict[str, list[float]]]:
-    """Seconds of every reading of each layout, by side: kun_ray, datatrove and the simplest reader."""
+    """Seconds of every reading of each layout: by kun_ray, datatrove, and the reader of same_rows.py."""
     path = folder / "readers.json"
     path.write_text(json.dumps(turn))
     with contextlib.ExitStack() as stack:
         started = {
             side: stack.enter_context(start([*command, str(path), "--readers"])) for side, command in sides.items()
         }
-        ways = {"kun_ray": ("kun_ray", "read"), "datatrove": ("datatrove", "read"), "simplest": ("kun_ray", "simplest")}
+        ways = {
+            "kun_ray": ("kun_ray", "read"),
+            "datatrove": ("datatrove", "read"),
+            "same_rows": ("kun_ray", "same_rows"),
+        }
         ways = {way: asked for way, asked in ways.items() if asked[0] in started}
         seconds: dict[str, dict[str, list[float]]] = {name: {way: [] for way in ways} for name in turn["layouts"]}
         for reading in range(-1, number):  # the first warms up
@@ -70,7 +74,7 @@ def of_readers(readings: dict[str, dict[str, list[float]]], mb: float) -> dict[s
     for name, seconds in readings.items():
         found[name] = {side: spread([mb / each for each in taken]) for side, taken in seconds.items()}
         if "datatrove" in seconds:
-            for ratio, side in (("ratio", "kun_ray"), ("simplest_ratio", "simplest")):
+            for ratio, side in (("ratio", "kun_ray"), ("same_rows_ratio", "same_rows")):
                 pairs = zip(seconds["datatrove"], seconds[side], strict=True)
                 found[name][ratio] = spread([theirs / ours for theirs, ours in pairs])
             found[name]["ratio_of_fastest"] = round(min(seconds["datatrove"]) / min(seconds["kun_ray"]), 3)

@@ -9,7 +9,6 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from itertools import repeat
 from typing import Any, NamedTuple
 
 from kun_ray.records import Columns, Records
@@ -36,7 +35,8 @@ class Contents(NamedTuple):
 
     texts: Sequence[object]
     titles: Sequence[object]
-    metas: Sequence[dict[str, object]]
+    meta: dict[str, list[Any]]
+    """By field; None where a record lacks it."""
     text_fields: Sequence[str]
     """Where each text stands, for errors."""
 
@@ -49,8 +49,9 @@ class ExtractTogether(abc.ABC):
         """What these records hold, in their order."""
 
     def __call__(self, value: dict[str, Any], path: str) -> Content:
-        texts, titles, metas, text_fields = self.together([value], path)
-        return Content(texts[0], titles[0], metas[0], text_fields[0])
+        texts, titles, meta, text_fields = self.together([value], path)
+        found = {field: values[0] for field, values in meta.items() if values[0] is not None}
+        return Content(texts[0], titles[0], found, text_fields[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +67,9 @@ class ExtractFields(ExtractTogether):
         return [self.text_field, *([] if self.title_field is None else [self.title_field]), *self.meta_fields]
 
     def together(self, values: Sequence[dict[str, Any]], path: str) -> Contents:
-        titles = [None] * len(values) if self.title_field is None else _column(values, self.title_field)
-        metas = _picks(values, self.meta_fields)
-        return Contents(_column(values, self.text_field), titles, metas, [self.text_field] * len(values))
+        there = _there(values) if self.title_field or self.meta_fields else {self.text_field}
+        texts, titles = _column(values, self.text_field, there), _column(values, self.title_field, there)
+        return Contents(texts, titles, _meta(values, self.meta_fields, there), [self.text_field] * len(values))
 
 
 class ExtractWudao(ExtractTogether):
@@ -78,12 +79,13 @@ class ExtractWudao(ExtractTogether):
         self._fields = list(dict.fromkeys(["id", "uniqueKey", "titleUkey", "dataType", *meta_fields]))
 
     def together(self, values: Sequence[dict[str, Any]], path: str) -> Contents:
-        titles = _column(values, "title")
+        there = _there(values)
+        titles = _column(values, "title", there)
         texts = [
             without_title(text, title) if isinstance(text, str) and isinstance(title, str) else text
-            for text, title in zip(_column(values, "content"), titles, strict=True)
+            for text, title in zip(_column(values, "content", there), titles, strict=True)
         ]
-        return Contents(texts, titles, _picks(values, self._fields), ["content"] * len(values))
+        return Contents(texts, titles, _meta(values, self._fields, there), ["content"] * len(values))
 
 
 class ExtractWanjuan(ExtractTogether):
@@ -93,15 +95,15 @@ class ExtractWanjuan(ExtractTogether):
         self._fields = list(dict.fromkeys(["id", "q_type", "grade", "major", "keypoint", *meta_fields]))
 
     def together(self, values: Sequence[dict[str, Any]], path: str) -> Contents:
-        texts, titles = _column(values, "content"), _column(values, "title")
+        there = _there(values)
+        texts, titles = _column(values, "content", there), _column(values, "title", there)
         text_fields = ["content"] * len(values)
         by_path = wanjuan_subset(path)
-        subsets = [own if isinstance(own, str) else by_path for own in _column(values, "subset")]
-        metas = [{"subset": subset, **meta} for subset, meta in zip(subsets, _picks(values, self._fields), strict=True)]
+        subsets = [own if isinstance(own, str) else by_path for own in _column(values, "subset", there)]
         for row in [row for row, text in enumerate(texts) if text is None]:
             if subsets[row] == "Exam-cn" or "q_main" in values[row]:
                 texts[row], titles[row], text_fields[row] = render_exam(values[row]), None, "q_main"
-        return Contents(texts, titles, metas, text_fields)
+        return Contents(texts, titles, {"subset": subsets, **_meta(values, self._fields, there)}, text_fields)
 
 
 @functools.lru_cache(maxsize=64)
@@ -148,41 +150,34 @@ def without_title(text: str, title: str) -> str:
 
 
 def as_columns(extract: Extract, records: Records, path: str) -> Columns | None:
-    """What all of `records` hold; None if one is nested too deep, or has bytes for a text, which may be anything."""
+    """What all of `records` hold; None if one is nested too deep, or if `extract` finds it for one at a time."""
+    if not isinstance(extract, ExtractTogether):
+        return None
     try:
-        together = extract.together if isinstance(extract, ExtractTogether) else functools.partial(_each, extract)
-        found = together(records.values, path)
+        return Columns(records.offsets, *extract.together(records.values, path))
     except RecursionError:
         return None
-    return None if bytes in set(map(type, found.texts)) else Columns(records.offsets, *found)
 
 
 def one_by_one(extract: Extract, found: Records | Columns, path: str) -> Iterator[tuple[int, Callable[[], Content]]]:
     """The offset of each record, and a function that finds its content, which may raise RecursionError."""
     if isinstance(found, Records):
         return zip(found.offsets, (functools.partial(extract, value, path) for value in found.values), strict=True)
-    contents = zip(found.texts, found.titles, found.metas, found.text_fields, strict=True)
+    contents = zip(found.texts, found.titles, found.metas(), found.text_fields, strict=True)
     return zip(found.offsets, (functools.partial(Content, *content) for content in contents), strict=True)
 
 
-def _each(extract: Extract, values: Sequence[dict[str, Any]], path: str) -> Contents:
-    return Contents(*zip(*map(extract, values, repeat(path)), strict=True))
+def _there(values: Sequence[dict[str, Any]]) -> set[str]:
+    """Every field that one of them has: the others need not be looked for in each."""
+    return set[str]().union(*values)
 
 
-def _column(values: Sequence[dict[str, Any]], field: str) -> list[Any]:
-    return [value.get(field) for value in values]
+def _column(values: Sequence[dict[str, Any]], field: str | None, there: set[str]) -> list[Any]:
+    return [value.get(field) for value in values] if field in there else [None] * len(values)
 
 
-def _picks(values: Sequence[dict[str, Any]], fields: Sequence[str]) -> list[dict[str, object]]:
-    """`_pick` of each; fields that none of them has are not looked for in each."""
-    there = set[str]().union(*values) if fields else set[str]()
-    fields = [field for field in fields if field in there]
-    return [_pick(value, fields) for value in values] if fields else [{}] * len(values)
-
-
-def _pick(value: dict[str, Any], fields: Sequence[str]) -> dict[str, object]:
-    """The fields that it has."""
-    return {field: found for field in fields if (found := value.get(field)) is not None}
+def _meta(values: Sequence[dict[str, Any]], fields: Sequence[str], there: set[str]) -> dict[str, list[Any]]:
+    return {field: _column(values, field, there) for field in fields if field in there}
 
 
 def _plain(value: object) -> str:

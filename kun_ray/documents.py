@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from kun_ray import schema
 from kun_ray.archives import ByteStream, texts
@@ -106,6 +107,7 @@ class _Block:
 
     def _clear(self) -> None:
         self.doc_id: list[str] = []
+        self.strings: list[pa.Array] = []  # the texts before those of `text`
         self.text: list[bytes | None] = []
         self.title: list[str | None] = []
         self.meta: list[bytes] = []
@@ -119,30 +121,28 @@ class _Block:
         """Rows of records that are all as they should be; False if it leaves them to `add`, one by one."""
         if columns is None or not {str, type(None)}.issuperset(map(type, columns.titles)):
             return False
-        offsets, values, titles, metas, _ = columns
-        kinds = set(map(type, values))
-        if kinds not in ({str}, {bytes}):
+        texts, strings = columns.texts, columns.strings
+        if set(map(type, texts)) != {str if strings is None else bytes}:
             return False
         try:
-            meta = [*map(_fast_json, metas)] if any(metas) else []
+            meta = _meta_lines(columns, _place(file))
         except TypeError:
             return False
-        most = sum(map(len, values)) * (3 if kinds == {str} else 1)  # bytes of Chinese characters
-        rest = 3 * sum(map(len, filter(None, titles))) + sum(map(len, meta)) + 64 * len(values)
-        if self.num_bytes + most + rest > MAX_BLOCK_BYTES:
+        encoded = [*map(str.encode, texts)] if strings is None else texts
+        num_bytes = sum(map(len, encoded)) + sum(map(len, meta)) + 64 * len(meta)
+        num_bytes += 3 * sum(map(len, filter(None, columns.titles)))
+        if self.num_bytes + num_bytes > MAX_BLOCK_BYTES:
             return False
-        encoded = [*map(str.encode, values)] if kinds == {str} else list(values)
-        place = _place(file)
-        if meta:
-            meta = [_joined(own, place, offset) for own, offset in zip(meta, offsets, strict=True)]
+        self.doc_id += schema.doc_ids(self.source, file, columns.offsets, encoded)
+        if strings is None:
+            self.text += encoded
         else:
-            meta = [b"{%b%d}" % (place, offset) for offset in offsets]
-        self.doc_id += schema.doc_ids(self.source, file, offsets, encoded)
-        self.text += encoded
-        self.title += titles
+            self._gather()
+            self.strings.append(strings)
+        self.title += columns.titles
         self.meta += meta
-        self.reason += repeat(None, len(encoded))
-        self.num_bytes += sum(map(len, encoded)) + rest
+        self.reason += repeat(None, len(meta))
+        self.num_bytes += num_bytes
         return True
 
     def add(self, file: str, offset: int, read: Callable[[], Content]) -> None:
@@ -173,17 +173,24 @@ class _Block:
         self.doc_id += schema.doc_ids(self.source, file, [offset], [f"\0{reason}".encode() if text is None else text])
         self.text.append(text)
         self.title.append(title)
-        self.meta.append(_joined(_meta_json(meta), _place(file), offset))
+        self.meta.append(_meta_line(_meta_json(meta), _place(file), offset))
         self.reason.append(reason)
         self.num_bytes += len(text or b"") + 3 * len(title or "") + len(self.meta[-1]) + 64
 
+    def _gather(self) -> None:
+        if self.text:
+            self.strings.append(_strings(self.text))
+            self.text = []
+
     def take(self) -> pa.Table:
         """The rows so far as a table; the next block begins."""
-        num_rows = len(self.doc_id)
+        self._gather()
+        num_rows, reasons = len(self.doc_id), pa.array(self.reason, pa.string())
         columns: dict[str, Any] = {
-            "doc_id": self.doc_id, "source": pa.repeat(self.source, num_rows), "text": _strings(self.text),
-            "title": self.title, "meta": _strings(self.meta), "reason": self.reason,
-            "status": [schema.OK if reason is None else schema.FAILED for reason in self.reason],
+            "doc_id": self.doc_id, "source": pa.repeat(self.source, num_rows),
+            "text": self.strings[0] if len(self.strings) == 1 else pa.concat_arrays(self.strings),
+            "title": self.title, "meta": _strings(self.meta), "reason": reasons,
+            "status": pc.if_else(reasons.is_null(), schema.OK, schema.FAILED),
         }  # fmt: skip
         filled = {
             field.name: columns[field.name] if field.name in columns else pa.nulls(num_rows, field.type)
@@ -200,7 +207,31 @@ def _place(file: str) -> bytes:
     return _meta_json({"file": file})[1:-1] + b',"offset":'
 
 
-def _joined(meta: bytes, place: bytes, offset: int) -> bytes:
+def _meta_lines(columns: Columns, place: bytes) -> list[bytes]:
+    """The meta of every row as JSON: all of a field in one go, or row by row. Raises TypeError as orjson does."""
+    if not columns.meta:
+        return [b"{%b%d}" % (place, offset) for offset in columns.offsets]
+    pieces = [pieces for values in columns.meta.values() if (pieces := _pieces(values))]
+    if len(pieces) < len(columns.meta):
+        found = zip(columns.metas(), columns.offsets, strict=True)
+        return [_meta_line(_fast_json(meta), place, offset) for meta, offset in found]
+    names = [
+        _fast_json(field).replace(b"%", b"%%") + (b':"%b",' if isinstance(values[0], str) else b":%b,")
+        for field, values in columns.meta.items()
+    ]
+    line = b"{" + b"".join(names) + b"%b%d}"
+    return [*map(line.__mod__, zip(*pieces, [place] * len(columns.offsets), columns.offsets, strict=True))]
+
+
+def _pieces(values: list[Any]) -> list[bytes] | None:
+    """Each value as JSON, of strings what stands between the quotes; None unless all are strings, or all numbers."""
+    kinds = set(map(type, values))
+    if kinds == {str}:
+        return _fast_json(values)[2:-2].split(b'","')
+    return _fast_json(values)[1:-1].split(b",") if kinds <= {int, float, bool} else None
+
+
+def _meta_line(meta: bytes, place: bytes, offset: int) -> bytes:
     return b"%b%b%b%d}" % (meta[:-1], b"," if len(meta) > 2 else b"", place, offset)
 
 
@@ -237,7 +268,7 @@ def _is_plain(value: object) -> bool:
         return False
 
 
-def _fast_json(meta: dict[str, Any]) -> bytes:
+def _fast_json(meta: object) -> bytes:
     return orjson.dumps(meta, default=_repr)
 
 

@@ -14,8 +14,8 @@ from kun_ray.contents import ExtractFields
 from kun_ray.records import Columns, Found, Record, Records, short
 from kun_ray.sources import Source, StreamError
 
-ROWS_TOGETHER, BYTES_TOGETHER = 256, 64 << 20
-"""Most rows that are read together, and about the most bytes of them."""
+ROWS_TOGETHER, BYTES_TOGETHER = 2000, 8 << 20
+"""Most rows that are read together, as many as a table of documents.py holds, and about the most bytes of them."""
 MAX_LOST_ROWS = 1 << 20
 """Most rows of a row group that fail one by one, as many as writers put into one. More are lost as one: a damaged file may
 claim any number."""
@@ -89,14 +89,13 @@ def _columns(first: int, batch: pa.RecordBatch, wanted: ExtractFields) -> Column
         if texts is None:
             return None
         found = {name: _plain(batch.column(name)) for name in wanted.fields()[1:] if name in batch.schema.names}
-        kept = [name for name in wanted.meta_fields if name in found]
-        rows = zip(*(found[name] for name in kept), strict=True)
-        metas = [{name: value for name, value in zip(kept, row, strict=True) if value is not None} for row in rows]
+        meta = {name: found[name] for name in wanted.meta_fields if name in found}
         nothing, title = [None] * batch.num_rows, wanted.title_field
         titles = nothing if title is None else found.get(title, nothing)
         offsets = range(first, first + batch.num_rows)
         text_fields = [wanted.text_field] * batch.num_rows
-        return Columns(offsets, _plain(texts), titles, metas or [{}] * batch.num_rows, text_fields)
+        strings = texts.cast(pa.binary()).view(pa.string())
+        return Columns(offsets, _plain(texts), titles, meta, text_fields, strings)
     except Exception:  # Arrow checks neither what a file calls a string nor what a date of Python can hold
         return None
 
@@ -128,7 +127,8 @@ def _utf8(column: Any) -> Any:
 def _plain(column: Any) -> list[Any]:
     """A column as Python's values. Of strings numpy makes them in a tenth of the time."""
     by_numpy = any(is_type(column.type) for is_type in _TEXT_TYPES)
-    return list(column.to_numpy(zero_copy_only=False) if by_numpy else column.to_pylist())
+    values: list[Any] = column.to_numpy(zero_copy_only=False).tolist() if by_numpy else column.to_pylist()
+    return values
 
 
 def _value(scalar: Any) -> object:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import orjson
+import pyarrow as pa
 
 MAX_RECORD_BYTES = 64 << 20
 MAX_TOGETHER = 128
@@ -35,8 +36,20 @@ class Columns(NamedTuple):
     offsets: Sequence[int]
     texts: Sequence[Any]
     titles: Sequence[Any]
-    metas: Sequence[dict[str, Any]]
+    meta: dict[str, list[Any]]
+    """By field; None where a record lacks it."""
     text_fields: Sequence[str]
+    strings: pa.Array | None = None
+    """The texts as Arrow's strings, if that is how they came."""
+
+    def metas(self) -> list[dict[str, Any]]:
+        """The meta of each record."""
+        if not self.meta:
+            return [{}] * len(self.offsets)
+        rows = zip(*self.meta.values(), strict=True)
+        return [
+            {field: value for field, value in zip(self.meta, row, strict=True) if value is not None} for row in rows
+        ]
 
 
 Found = Columns | Records | Record
