@@ -7,7 +7,6 @@ nothing but Parquet's UTF-8, and ends at a broken record. Whoever takes less in 
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
 import re
 import tarfile
@@ -18,6 +17,7 @@ from typing import Any, cast
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
+from zlib_ng import gzip_ng
 
 from kun_ray.archives import Readable
 from kun_ray.contents import wanjuan_subset, without_title
@@ -72,11 +72,11 @@ def _of_parquet(source: str, path: str, name: str) -> Iterator[pa.Table]:
 def _opened(path: str, name: str) -> Iterator[tuple[str, Readable]]:
     """What ids call the text in a file, and its bytes."""
     if path.endswith(".tar.gz"):
-        with gzip.open(path) as whole, tarfile.open(fileobj=whole, mode="r|", bufsize=CHUNK) as archive:
+        with gzip_ng.open(path) as whole, tarfile.open(fileobj=whole, mode="r|", bufsize=CHUNK) as archive:
             member = cast(tarfile.TarInfo, archive.next())
             yield f"{name}!{member.name}", cast(Readable, archive.extractfile(member))
     else:
-        with gzip.open(path) if path.endswith(".gz") else open(path, "rb", buffering=0) as stream:
+        with gzip_ng.open(path) if path.endswith(".gz") else open(path, "rb", buffering=0) as stream:
             yield name, cast(Readable, stream)
 
 

@@ -7,10 +7,11 @@ at most a few MB of a file are held. Everything that can go wrong is a StreamErr
 from __future__ import annotations
 
 import tarfile
-import zlib
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple, Protocol, Self, cast
+
+from zlib_ng import zlib_ng
 
 from kun_ray.sources import StreamError
 
@@ -77,7 +78,7 @@ class GunzipStream:
 
     def __init__(self, raw: Readable) -> None:
         self._raw = raw
-        self._decompressor = zlib.decompressobj(wbits=31)
+        self._decompressor = zlib_ng.decompressobj(wbits=31)
         self._data, self._place = b"", 0  # what was read, and where in it reading goes on
         self._in_member = False
         self._num_in = self._num_out = 0
@@ -99,14 +100,14 @@ class GunzipStream:
                 self._in_member = True
             try:
                 content = self._decompressor.decompress(piece, num_bytes)
-            except zlib.error as error:
+            except zlib_ng.error as error:  # type: ignore[misc]  # its stub says int
                 raise StreamError("bad_archive", f"gzip data is damaged after {self._num_out} bytes: {error}") from None
             done = self._decompressor.eof
             num_used = len(piece) - len(self._decompressor.unused_data if done else self._decompressor.unconsumed_tail)
             self._place += num_used
             self._num_in += num_used
             if done:
-                self._decompressor = zlib.decompressobj(wbits=31)
+                self._decompressor = zlib_ng.decompressobj(wbits=31)
                 self._in_member = False
             self._num_out += len(content)
             if self._num_out > BOMB_FLOOR_BYTES and self._num_out > BOMB_RATIO * self._num_in:
