@@ -9,8 +9,12 @@ import tarfile
 import zlib
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from packed_files import special, tar
+from zlib_ng import zlib_ng
 
+from kun_ray import archives
 from kun_ray.archives import ByteStream, GunzipStream
 from kun_ray.contents import ExtractWanjuan
 from kun_ray.documents import read_documents
@@ -86,6 +90,41 @@ def test_small_reads_give_all_that_a_gzip_file_holds_before_its_cut(share, num_b
             found += content
     assert expected.startswith(found) and len(expected) - len(found) <= 258, "zlib holds back no more than one match"
     assert share < 1 or found == LINES
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([0, 1, 6, 9]), st.sampled_from(["", "name", "checksum"]), st.integers(1, 5000),
+    st.sampled_from(["whole", "cut", "flipped"]), st.floats(0, 1, exclude_max=True),
+)  # fmt: skip
+def test_zlib_ng_unpacks_what_zlib_would_of_whole_cut_and_damaged_files(level, extra, num_bytes, state, place):
+    compressed = zlib.compress(LINES[:40_000], level)[2:-4]
+    head = b"\x1f\x8b\x08%b\0\0\0\0\0\x03" % bytes([{"": 0, "name": 8, "checksum": 2}[extra]])
+    head += {"": b"", "name": b"a.jsonl\0", "checksum": (zlib.crc32(head) & 0xFFFF).to_bytes(2, "little")}[extra]
+    tail = zlib.crc32(LINES[:40_000]).to_bytes(4, "little") + (40_000).to_bytes(4, "little")
+    packed = bytearray(head + compressed + tail)
+    if state == "cut":
+        del packed[int(len(packed) * place) :]
+    if state == "flipped":
+        packed[int(len(packed) * place)] ^= 1 << num_bytes % 8
+    found = []
+    for library in (zlib_ng, zlib):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(archives, "zlib_ng", library)
+            found.append(unpacked(bytes(packed), num_bytes))
+    assert found[0] == found[1]
+    assert state != "whole" or found[0] == (LINES[:40_000], None)
+
+
+def unpacked(packed: bytes, num_bytes: int) -> tuple[bytes, str | None]:
+    """What a gzip file gives, and the reason why it gives no more."""
+    stream, found = GunzipStream(io.BytesIO(packed)), b""
+    try:
+        while content := stream.read(num_bytes):
+            found += content
+    except StreamError as error:
+        return found, error.reason
+    return found, None
 
 
 def test_damaged_gzip_costs_no_more_than_64_kb_before_the_damage(tmp_path):
