@@ -98,8 +98,9 @@ def _objects(stream: Readable) -> Iterator[tuple[Sequence[int], Values]]:
         ends = [found.span() for found in _BETWEEN.finditer(data)] + ([] if chunk else [(data.rindex(b"}"), len(data))])
         starts = [0 if base else data.index(b"{"), *(end for _, end in ends)]
         for first in range(0, len(ends), TOGETHER):
-            some = [*zip(starts[first : first + TOGETHER], ends[first : first + TOGETHER], strict=False)]
-            yield [base + start for start, _ in some], [orjson.loads(data[start : end + 1]) for start, (end, _) in some]
+            some = starts[first : min(first + TOGETHER, len(ends))]
+            raw = data[some[0] : ends[first + len(some) - 1][0] + 1]
+            yield [base + start for start in some], orjson.loads(b"[%b]" % raw)
         base += starts[len(ends)]
         held = data[starts[len(ends)] :]
 
