@@ -6,7 +6,7 @@
 Microseconds of a document. `records` and `contents` are loops that find no more than that (of Parquet both are one, the proof of UTF-8
 in it); `id`, `meta` and `table` are what read_file takes less without them, a constant in their place (`meta`: the fields of a
 record as JSON; SkyPile has none); `rest` is what is left of it: the text as UTF-8, file and offset as JSON, checks,
-counting. All take turns, reading by reading, on one core, and the fastest reading of each counts. Beside them: the reader of
+counting. All take turns, reading by reading, on one core; medians, and of differences within a reading. Beside them: the reader of
 same_rows.py, which checks nothing, and hashing a text by a bare call of the library.
 """
 
@@ -18,6 +18,7 @@ import functools
 import hashlib
 import json
 import os
+import statistics
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -91,21 +92,21 @@ def pieces(config: dict[str, Any], readings: int, texts: list[str]) -> dict[str,
         "same rows": functools.partial(read_same_rows, corpus),
         "bare hash": lambda: deque((hashlib.blake2b(text, digest_size=16).hexdigest() for text in encoded), maxlen=0),
     }
-    fastest = dict.fromkeys(loops, float("inf"))
+    took: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(readings):
         for name, loop in loops.items():
-            fastest[name] = min(fastest[name], timed(loop))
-    took = {name: seconds / len(texts) * 1e6 for name, seconds in fastest.items()}
+            took[name].append(timed(loop) / len(texts) * 1e6)
+
+    def beyond(name: str, other: str) -> float:
+        return statistics.median(one - two for one, two in zip(took[name], took[other], strict=True))
+
     parts = {
-        "records": took["records"],
-        "contents": took["contents"] - took["records"],
-        **{piece: took["whole"] - took[piece] for piece in WITHOUT},
+        "records": statistics.median(took["records"]),
+        "contents": beyond("contents", "records"),
+        **{piece: beyond("whole", piece) for piece in WITHOUT},
     }
-    row = {
-        **parts,
-        "rest": took["whole"] - sum(parts.values()),
-        **{name: took[name] for name in ("whole", "same rows", "bare hash")},
-    }
+    whole = {name: statistics.median(took[name]) for name in ("whole", "same rows", "bare hash")}
+    row = {**parts, "rest": whole["whole"] - sum(parts.values()), **whole}
     return {name: round(value, 2) for name, value in row.items()}
 
 
