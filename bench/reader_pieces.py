@@ -3,11 +3,11 @@
     python bench/reader_pieces.py [--mb 20] [--readings 25] [--out bench/results]
     python bench/reader_pieces.py --short
 
-Microseconds of a document. `records` and `contents` are loops that find no more than that (of Parquet both are one, the proof of UTF-8
-in it); `id`, `meta` and `table` are what read_file takes less without them, a constant in their place (`meta`: the fields of a
-record as JSON; SkyPile has none); `rest` is what is left of it: the text as UTF-8, file and offset as JSON, checks,
-counting. All take turns, reading by reading, on one core; medians, and of differences within a reading. Beside them: the reader of
-same_rows.py, which checks nothing, and hashing a text by a bare call of the library.
+Microseconds of a document. `records` and `contents` are loops that find no more than that (of Parquet both are one, the
+proof of UTF-8 in it); `id`, `meta` and `table` are what read_file takes less without them, a constant in their place
+(`meta`: file, offset and the fields of a record as JSON); `rest` is what is left of it: the text as UTF-8, checks,
+counting. All take turns, reading by reading, on one core; medians, and of differences within a reading. Beside them: the
+reader of same_rows.py, which checks nothing, and hashing a text by a bare call of the library.
 """
 
 from __future__ import annotations
@@ -105,8 +105,12 @@ def pieces(config: dict[str, Any], readings: int, texts: list[str]) -> dict[str,
         "contents": beyond("contents", "records"),
         **{piece: beyond("whole", piece) for piece in WITHOUT},
     }
-    whole = {name: statistics.median(took[name]) for name in ("whole", "same rows", "bare hash")}
-    row = {**parts, "rest": whole["whole"] - sum(parts.values()), **whole}
+    rest = statistics.median(took["whole"]) - sum(parts.values())
+    row = {
+        **parts,
+        "rest": rest,
+        **{name: statistics.median(took[name]) for name in ("whole", "same rows", "bare hash")},
+    }
     return {name: round(value, 2) for name, value in row.items()}
 
 

@@ -56,6 +56,9 @@ FIGURES = [
     Figure("rows/s ÷ linear, 1 to 32 replicas", "≥ 0.95", "replicas", "least_of_linear"),
     Figure("the last 1% of the rows (a row takes 2 s)", "", "replicas", "sizes/*/tail_s"),
     Figure("corpus readers ÷ datatrove's", "≥ 2", "ingest", "readers/*/ratio/median"),
+    Figure(
+        "a reader of the same rows that checks nothing ÷ datatrove's", "", "ingest", "readers/*/same_rows_ratio/median"
+    ),
     Figure("filters and tokens ÷ datatrove's", "≥ 2", "ingest", "chain/comparable filters, tokens/ratio, */median"),
     Figure("the slowest filter", "", "ingest", "slowest_filter"),
     Figure("near duplicates: recall at Jaccard 0.80–0.85", "≥ 0.95", "near_duplicates", "sizes/*/recall_at_threshold"),
