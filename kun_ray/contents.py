@@ -67,7 +67,7 @@ class ExtractFields(ExtractTogether):
         return [self.text_field, *([] if self.title_field is None else [self.title_field]), *self.meta_fields]
 
     def together(self, values: Sequence[dict[str, Any]], path: str) -> Contents:
-        there = _there(values) if self.title_field or self.meta_fields else {self.text_field}
+        there = _there(values) if len(self.fields()) > 1 else {self.text_field}
         texts, titles = _column(values, self.text_field, there), _column(values, self.title_field, there)
         return Contents(texts, titles, _meta(values, self.meta_fields, there), [self.text_field] * len(values))
 
@@ -92,7 +92,8 @@ class ExtractWanjuan(ExtractTogether):
     """WanJuan 1.0 (CN): id, content; Exam-cn is rendered as text. The subset is the record's own, else the path's."""
 
     def __init__(self, meta_fields: Sequence[str]) -> None:
-        self._fields = list(dict.fromkeys(["id", "q_type", "grade", "major", "keypoint", *meta_fields]))
+        fields = dict.fromkeys(["id", "q_type", "grade", "major", "keypoint", *meta_fields])
+        self._fields = [field for field in fields if field != "subset"]
 
     def together(self, values: Sequence[dict[str, Any]], path: str) -> Contents:
         there = _there(values)
@@ -103,7 +104,8 @@ class ExtractWanjuan(ExtractTogether):
         for row in [row for row, text in enumerate(texts) if text is None]:
             if subsets[row] == "Exam-cn" or "q_main" in values[row]:
                 texts[row], titles[row], text_fields[row] = render_exam(values[row]), None, "q_main"
-        return Contents(texts, titles, {"subset": subsets, **_meta(values, self._fields, there)}, text_fields)
+        meta = {**({"subset": subsets} if any(subsets) else {}), **_meta(values, self._fields, there)}
+        return Contents(texts, titles, meta, text_fields)
 
 
 @functools.lru_cache(maxsize=64)

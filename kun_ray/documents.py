@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import pyarrow as pa
@@ -19,12 +19,12 @@ from kun_ray import schema
 from kun_ray.archives import ByteStream, texts
 from kun_ray.contents import Content, Extract, ExtractFields, as_columns, one_by_one
 from kun_ray.parquet import split_parquet
-from kun_ray.records import Columns, Found, Record
+from kun_ray.records import MAX_TABLE_ROWS, Columns, Found, Record
 from kun_ray.sources import CorpusFile, Source, StreamError
 from kun_ray.splitting import split
 
-MAX_BLOCK_ROWS = 2000
 MAX_BLOCK_BYTES = 16 << 20
+_TITLES = {str, type(None)}
 
 
 def read_documents(
@@ -44,13 +44,19 @@ def read_documents(
     block = _Block(source)
     for name, found in _records(file, extract, as_objects, on_read_error):
         path = f"{file.path}!{name}"
-        if block.num_rows() + (1 if isinstance(found, Record) else len(found.offsets)) > MAX_BLOCK_ROWS:
+        num_found = 1 if isinstance(found, Record) else len(found.offsets)
+        if block.num_rows() and block.num_rows() + num_found > MAX_TABLE_ROWS:
             yield block.take()
         if isinstance(found, Record):
             block.fail(name, found)
         else:
             columns = found if isinstance(found, Columns) else as_columns(extract, found, path)
-            if not block.extend(name, columns):
+            rows = None if columns is None else _rows(name, columns)
+            if rows is not None and rows.num_bytes <= MAX_BLOCK_BYTES:
+                if block.num_bytes + rows.num_bytes > MAX_BLOCK_BYTES:
+                    yield block.take()
+                block.extend(name, rows)
+            else:
                 for offset, read in one_by_one(extract, found if columns is None else columns, path):
                     block.add(name, offset, read)
                     if block.num_bytes >= MAX_BLOCK_BYTES:
@@ -98,6 +104,31 @@ def _text_records(stream: ByteStream, name: str, as_objects: bool) -> Iterator[t
             yield from zip(repeat(text.name), chain([first], records), strict=False)
 
 
+class _Rows(NamedTuple):
+    """Columns of which every row is as it should be: their texts in UTF-8, their meta as JSON, and their size."""
+
+    columns: Columns
+    texts: Sequence[bytes]
+    meta: list[bytes]
+    num_bytes: int
+
+
+def _rows(file: str, columns: Columns) -> _Rows | None:
+    """None if one is not as it should be."""
+    texts, titles = columns.texts, columns.titles
+    if set(map(type, texts)) != {str if columns.strings is None else bytes} or not _TITLES.issuperset(
+        map(type, titles)
+    ):
+        return None
+    try:
+        meta = _meta_lines(columns, _place(file))
+    except TypeError:
+        return None
+    encoded = [*map(str.encode, texts)] if columns.strings is None else texts
+    num_bytes = sum(map(len, encoded)) + sum(map(len, meta)) + 3 * sum(map(len, filter(None, titles)))
+    return _Rows(columns, encoded, meta, num_bytes + 64 * len(meta))
+
+
 class _Block:
     """Columns of the next block. Texts and meta are kept in UTF-8: it is needed for the doc_id, and Arrow takes it as it is."""
 
@@ -117,33 +148,18 @@ class _Block:
     def num_rows(self) -> int:
         return len(self.doc_id)
 
-    def extend(self, file: str, columns: Columns | None) -> bool:
-        """Rows of records that are all as they should be; False if it leaves them to `add`, one by one."""
-        if columns is None or not {str, type(None)}.issuperset(map(type, columns.titles)):
-            return False
-        texts, strings = columns.texts, columns.strings
-        if set(map(type, texts)) != {str if strings is None else bytes}:
-            return False
-        try:
-            meta = _meta_lines(columns, _place(file))
-        except TypeError:
-            return False
-        encoded = [*map(str.encode, texts)] if strings is None else texts
-        num_bytes = sum(map(len, encoded)) + sum(map(len, meta)) + 64 * len(meta)
-        num_bytes += 3 * sum(map(len, filter(None, columns.titles)))
-        if self.num_bytes + num_bytes > MAX_BLOCK_BYTES:
-            return False
-        self.doc_id += schema.doc_ids(self.source, file, columns.offsets, encoded)
-        if strings is None:
-            self.text += encoded
+    def extend(self, file: str, rows: _Rows) -> None:
+        """Rows of records that are all as they should be."""
+        self.doc_id += schema.doc_ids(self.source, file, rows.columns.offsets, rows.texts)
+        if rows.columns.strings is None:
+            self.text += rows.texts
         else:
             self._gather()
-            self.strings.append(strings)
-        self.title += columns.titles
-        self.meta += meta
-        self.reason += repeat(None, len(meta))
-        self.num_bytes += num_bytes
-        return True
+            self.strings.append(rows.columns.strings)
+        self.title += rows.columns.titles
+        self.meta += rows.meta
+        self.reason += repeat(None, len(rows.meta))
+        self.num_bytes += rows.num_bytes
 
     def add(self, file: str, offset: int, read: Callable[[], Content]) -> None:
         """One row of a record that was read, whatever is wrong with what it holds."""
@@ -215,20 +231,16 @@ def _meta_lines(columns: Columns, place: bytes) -> list[bytes]:
     if len(pieces) < len(columns.meta):
         found = zip(columns.metas(), columns.offsets, strict=True)
         return [_meta_line(_fast_json(meta), place, offset) for meta, offset in found]
-    names = [
-        _fast_json(field).replace(b"%", b"%%") + (b':"%b",' if isinstance(values[0], str) else b":%b,")
-        for field, values in columns.meta.items()
-    ]
-    line = b"{" + b"".join(names) + b"%b%d}"
+    names = (_fast_json(field).replace(b"%", b"%%") + b":%b," for field in columns.meta)
+    line = b"{%b%%b%%d}" % b"".join(names)
     return [*map(line.__mod__, zip(*pieces, [place] * len(columns.offsets), columns.offsets, strict=True))]
 
 
 def _pieces(values: list[Any]) -> list[bytes] | None:
-    """Each value as JSON, of strings what stands between the quotes; None unless all are strings, or all numbers."""
-    kinds = set(map(type, values))
-    if kinds == {str}:
-        return _fast_json(values)[2:-2].split(b'","')
-    return _fast_json(values)[1:-1].split(b",") if kinds <= {int, float, bool} else None
+    """Each value as JSON, found by the newlines between them, which none holds; None unless all are strings or numbers."""
+    if not {str, int, float, bool}.issuperset(map(type, values)):
+        return None
+    return orjson.dumps(values, option=orjson.OPT_INDENT_2)[4:-2].split(b",\n  ")
 
 
 def _meta_line(meta: bytes, place: bytes, offset: int) -> bytes:

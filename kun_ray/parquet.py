@@ -11,11 +11,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kun_ray.contents import ExtractFields
-from kun_ray.records import Columns, Found, Record, Records, short
+from kun_ray.records import MAX_TABLE_ROWS, Columns, Found, Record, Records, short
 from kun_ray.sources import Source, StreamError
 
-ROWS_TOGETHER, BYTES_TOGETHER = 2000, 8 << 20
-"""Most rows that are read together, as many as a table of documents.py holds, and about the most bytes of them."""
+BYTES_TOGETHER = 8 << 20
+"""About so many bytes of rows are read together, by the mean of their row group and the longest text of its dictionaries."""
+SALVAGE_ROWS = 128
+"""Rows that are read together up to damage: so many may be lost before it."""
 MAX_LOST_ROWS = 1 << 20
 """Most rows of a row group that fail one by one, as many as writers put into one. More are lost as one: a damaged file may
 claim any number."""
@@ -47,7 +49,7 @@ def split_parquet(source: Source, wanted: ExtractFields | None = None) -> Iterat
         end = row + parquet.metadata.row_group(group).num_rows
         try:
             num_together = _rows_together(source, parquet, group, names if columns is None else columns)
-            for batch in parquet.iter_batches(num_together, row_groups=[group], columns=columns):
+            for batch in _batches(parquet, group, columns, num_together):
                 if batch.num_rows:
                     yield (None if plain is None else _columns(row, batch, plain)) or _records(row, batch)
                 row += batch.num_rows
@@ -79,7 +81,24 @@ def _rows_together(source: Source, parquet: Any, group: int, names: list[str]) -
             for column in next(file.iter_batches(1, row_groups=[group], columns=texts), ()):
                 if pa.types.is_dictionary(column.type):
                     largest += pc.max(pc.binary_length(column.dictionary)).as_py() or 0
-    return max(1, min(ROWS_TOGETHER, BYTES_TOGETHER // max(largest, 1)))
+    return max(1, min(MAX_TABLE_ROWS, BYTES_TOGETHER // max(largest, 1)))
+
+
+def _batches(parquet: Any, group: int, columns: list[str] | None, num_together: int) -> Iterator[Any]:
+    """The rows of a row group, `num_together` at a time, and fewer if that does not go."""
+    num_read = 0
+    try:
+        for batch in parquet.iter_batches(num_together, row_groups=[group], columns=columns):
+            yield batch
+            num_read += batch.num_rows
+        return
+    except (pa.ArrowException, OSError):
+        if num_together <= SALVAGE_ROWS:
+            raise
+    for batch in parquet.iter_batches(SALVAGE_ROWS, row_groups=[group], columns=columns):
+        if num_read < batch.num_rows:
+            yield batch.slice(num_read)
+        num_read -= min(num_read, batch.num_rows)
 
 
 def _columns(first: int, batch: pa.RecordBatch, wanted: ExtractFields) -> Columns | None:

@@ -10,6 +10,8 @@ import orjson
 import pyarrow as pa
 
 MAX_RECORD_BYTES = 64 << 20
+MAX_TABLE_ROWS = 2000
+"""Most rows of a table of documents, and most of a Parquet file that are read together."""
 MAX_TOGETHER = 128
 """Most records that are handed on together: more of them leave the processor's cache before they are looked at again."""
 
@@ -31,7 +33,7 @@ class Records(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """What records in a row hold, column by column: the texts are what stands there, bytes only if they are UTF-8."""
+    """What records in a row hold, column by column: the texts are what stands there."""
 
     offsets: Sequence[int]
     texts: Sequence[Any]
@@ -40,7 +42,7 @@ class Columns(NamedTuple):
     """By field; None where a record lacks it."""
     text_fields: Sequence[str]
     strings: pa.Array | None = None
-    """The texts as Arrow's strings, if that is how they came."""
+    """The texts as Arrow's strings, if that is how they came; `texts` are their UTF-8 then."""
 
     def metas(self) -> list[dict[str, Any]]:
         """The meta of each record."""

@@ -198,14 +198,14 @@ def test_records_become_the_same_rows_together_and_one_by_one(tmp_path, records,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(documents, "MAX_BLOCK_BYTES", most_bytes)
         together = rows(corpus)
-        patch.setattr(documents._Block, "extend", lambda *_: False)
+        patch.setattr(documents, "_rows", lambda *_: None)
         patch.setattr(documents, "as_columns", lambda *_: None)
         patch.setattr(parquet, "_columns", lambda *_: None)
         assert rows(corpus) == together
 
 
 VALUES = st.one_of(
-    st.lists(st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(['","', '\\', '"', "%d%b", "},{"]), min_size=3, max_size=3),
+    st.lists(st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(['","', '说"好",', ',"', "\\", "\n", ",\n  ", "%d%b", "},{"]), min_size=3, max_size=3),
     st.lists(st.integers(-(2**63), 2**64 - 1) | st.booleans() | st.floats(allow_nan=False, allow_infinity=False), min_size=3, max_size=3),
     st.lists(st.none() | st.text("a文") | st.lists(st.integers(0, 9)), min_size=3, max_size=3),
 )  # fmt: skip
@@ -245,6 +245,45 @@ def test_a_format_may_find_one_content_at_a_time(tmp_path):
         ("首帖", "标题", None), (None, None, "missing_field"), (None, None, "missing_field")
     ]  # fmt: skip
     assert json.loads(found[0]["meta"]) == {"board": "水区", "file": "a.jsonl", "offset": 0}
+
+
+def test_the_path_gives_the_subset_where_a_record_does_not(tmp_path):
+    path = tmp_path / "WebText-cn/a.jsonl"
+    put(path, {"content": "甲"}, {"content": "乙", "subset": "Law-cn"}, {"content": "丙", "subset": None})
+    found = rows(config(path, "wanjuan", meta_fields=["subset"]))
+    assert [json.loads(row["meta"])["subset"] for row in found] == ["WebText-cn", "Law-cn", "WebText-cn"]
+    put(tmp_path / "b.jsonl", {"content": "甲"})
+    assert json.loads(rows(config(tmp_path / "b.jsonl", "wanjuan"))[0]["meta"]) == {"file": "b.jsonl", "offset": 0}
+
+
+def test_a_damaged_page_of_parquet_costs_what_lies_behind_it(tmp_path):
+    texts = [f"{number:08d}" + "文" * 100 for number in range(3000)]
+    path, page = tmp_path / "a.parquet", 2000
+    pq.write_table(
+        pa.table({"text": texts}),
+        path,
+        use_dictionary=False,
+        compression="zstd",
+        data_page_size=page,
+        write_batch_size=10,
+    )
+    data = bytearray(path.read_bytes())
+    place = len(data) * 6 // 10
+    data[place : place + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    found = rows(config(path, "parquet"))
+    good = [row["text"] for row in found if row["reason"] is None]
+    assert len(found) == 3000 and good == texts[: len(good)] and len(good) > 1500
+    assert {row["reason"] for row in found[len(good) :]} == {"bad_parquet"}
+
+
+def test_long_documents_of_parquet_fill_tables_together(tmp_path, monkeypatch):
+    texts = ["文" * 3000 + str(number) for number in range(4000)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", use_dictionary=False)
+    monkeypatch.setattr(documents, "one_by_one", None)
+    tables = [*read_file(corpus := config(tmp_path, "parquet"), list_files(corpus)[0])]
+    assert [text for table in tables for text in table["text"].to_pylist()] == texts
+    assert max(table.nbytes for table in tables) < 20 << 20
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())])
