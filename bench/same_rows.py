@@ -27,7 +27,7 @@ TOGETHER, TABLE, CHUNK = 128, 1920, 1 << 20
 """Records that are parsed at once (they stay in the cache), rows of a table, bytes that are read at once."""
 _BETWEEN = re.compile(rb'\},?\s*(?=\{\s*"[^"\\]*"\s*:)')
 Values = list[dict[str, Any]]
-Content = tuple[list[str], list[str | None], list[bytes]]
+Parts = tuple[list[str], list[str | None], list[bytes]]
 """Texts, titles, and meta without the brace that closes it."""
 
 
@@ -86,8 +86,11 @@ def _lines(stream: Readable) -> Iterator[tuple[Sequence[int], Values]]:
         lines, held = io.BytesIO(held + chunk), b""
         while several := [*islice(lines, TOGETHER)]:
             held = b"" if several[-1].endswith(b"\n") else several.pop()
-            yield [*accumulate(map(len, several[:-1]), initial=offset)], [*map(orjson.loads, several)]
-            offset += sum(map(len, several))
+            if several:
+                yield [*accumulate(map(len, several[:-1]), initial=offset)], [*map(orjson.loads, several)]
+                offset += sum(map(len, several))
+    if held:
+        yield [offset], [orjson.loads(held)]
 
 
 def _objects(stream: Readable) -> Iterator[tuple[Sequence[int], Values]]:
@@ -105,27 +108,27 @@ def _objects(stream: Readable) -> Iterator[tuple[Sequence[int], Values]]:
         held = data[starts[len(ends)] :]
 
 
-def _of_wudao(values: Values, path: str) -> Content:
+def _of_wudao(values: Values, path: str) -> Parts:
     titles = [value["title"] for value in values]
     texts = [without_title(value["content"], title) for value, title in zip(values, titles, strict=True)]
     return texts, titles, _metas(values, ("id", "uniqueKey", "titleUkey", "dataType"))
 
 
-def _of_wanjuan(values: Values, path: str) -> Content:
+def _of_wanjuan(values: Values, path: str) -> Parts:
     subset = orjson.dumps({"subset": wanjuan_subset(path)})[:-1] + b","
     metas = [subset + meta[1:] for meta in _metas(values, ("id",))]
     return [value["content"] for value in values], [None] * len(values), metas
 
 
-def _of_jsonl(values: Values, path: str) -> Content:
+def _of_jsonl(values: Values, path: str) -> Parts:
     return [value["text"] for value in values], [None] * len(values), _metas(values, ("id", "url"))
 
 
-def _of_skypile(values: Values, path: str) -> Content:
+def _of_skypile(values: Values, path: str) -> Parts:
     return [value["text"] for value in values], [None] * len(values), [b"{"] * len(values)
 
 
-_CONTENT: dict[str, Callable[[Values, str], Content]] = {
+_CONTENT: dict[str, Callable[[Values, str], Parts]] = {
     "wudao": _of_wudao, "wanjuan": _of_wanjuan, "jsonl": _of_jsonl, "skypile": _of_skypile,
 }  # fmt: skip
 

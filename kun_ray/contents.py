@@ -104,7 +104,7 @@ class ExtractWanjuan(ExtractTogether):
         for row in [row for row, text in enumerate(texts) if text is None]:
             if subsets[row] == "Exam-cn" or "q_main" in values[row]:
                 texts[row], titles[row], text_fields[row] = render_exam(values[row]), None, "q_main"
-        meta = {**({"subset": subsets} if any(subsets) else {}), **_meta(values, self._fields, there)}
+        meta = {**({} if set(subsets) == {None} else {"subset": subsets}), **_meta(values, self._fields, there)}
         return Contents(texts, titles, meta, text_fields)
 
 
